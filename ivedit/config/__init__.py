@@ -1,0 +1,31 @@
+"""Configuration: the schema, how it is composed, checked, explained and documented. Imports nothing heavy."""
+
+from ivedit.config.schema import (
+    BackboneConfig,
+    Config,
+    DataConfig,
+    EditorConfig,
+    EvaluationConfig,
+    FlowConfig,
+    PretrainConfig,
+    SamplingConfig,
+    TextConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+from ivedit.errors import ConfigError
+
+__all__ = [
+    "BackboneConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EditorConfig",
+    "EvaluationConfig",
+    "FlowConfig",
+    "PretrainConfig",
+    "SamplingConfig",
+    "TextConfig",
+    "TrackingConfig",
+    "TrainConfig",
+]
