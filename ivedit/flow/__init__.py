@@ -1,0 +1,34 @@
+"""Flow matching as pure functions of tensors: noise schedule, training draws, loss and sampler.
+
+Nothing here knows a backbone, an editor, a configuration or a trainer, so every function is tested against a
+closed form. Notation as in docs/method.md: ``x_sigma = (1 - sigma) x0 + sigma noise``, ``v = noise - x0``.
+"""
+
+from ivedit.flow.draws import draw_noise, mix_seed, stratified, training_draws
+from ivedit.flow.sampling import build_scheduler, denoise, guided
+from ivedit.flow.schedule import (
+    interpolate,
+    predict_x0,
+    sample_sigma,
+    shift_sigma,
+    unshift_sigma,
+    velocity_loss,
+    velocity_target,
+)
+
+__all__ = [
+    "build_scheduler",
+    "denoise",
+    "draw_noise",
+    "guided",
+    "interpolate",
+    "mix_seed",
+    "predict_x0",
+    "sample_sigma",
+    "shift_sigma",
+    "stratified",
+    "training_draws",
+    "unshift_sigma",
+    "velocity_loss",
+    "velocity_target",
+]
