@@ -175,11 +175,18 @@ def held_out(scenes: SceneBatch) -> Tensor:
 def sample_scenes(seed: int, index: Tensor, split: str = "train") -> SceneBatch:
     """The scenes `index` (B,) int64 of `split` under `seed`, on the device of `index`; splits are disjoint streams."""
     v.check_split(split)
-    return scenes_from_keys(draws.stream(seed, index, f"scene/{split}"), split, styled=True)
+    unseen = torch.full_like(index, split == "test_combination", dtype=torch.bool)
+    return scenes_from_keys(draws.stream(seed, index, f"scene/{split}"), split, styled=True, unseen=unseen)
 
 
-def scenes_from_keys(key: Tensor, split: str, styled: bool, count: Tensor | None = None) -> SceneBatch:
-    """Scenes from keys (B,). Without `styled` all are plain drawings. `count` (B,) asks for numbers of objects, -1 for any."""
+def scenes_from_keys(
+    key: Tensor, split: str, styled: bool, unseen: Tensor, count: Tensor | None = None
+) -> SceneBatch:
+    """Scenes from keys (B,).
+
+    Without `styled` all are plain drawings. unseen (B,) bool: the first object's colour-shape pair is one kept from training (all
+    others are trained ones, except in the split pretrain). count (B,) int64: how many objects, -1 for any number of the split.
+    """
     device, batch = key.device, key.shape[0]
     slots = torch.arange(v.MAX_OBJECTS, device=device)
     objects = draws.fork(key[:, None], slots)
@@ -193,8 +200,7 @@ def scenes_from_keys(key: Tensor, split: str, styled: bool, count: Tensor | None
         colour = draws.integers(objects, "colour", len(v.COLOURS))
     else:  # one of the seven trained colours of the shape
         colour = (kept_back + 1 + draws.integers(objects, "colour", len(v.COLOURS) - 1)) % len(v.COLOURS)
-    if split == "test_combination":
-        colour = torch.where(slots == 0, kept_back, colour)
+    colour = torch.where((slots == 0) & unseen[:, None], kept_back, colour)
     spinning = draws.chance(objects, "spinning", 0.3)
     clockwise = draws.chance(objects, "clockwise", 0.5)
     tilted = draws.chance(objects, "tilted", 0.5)
