@@ -31,7 +31,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     by_key: dict[str, str] = {}
     for candidate in known:
         by_key.setdefault(candidate.lower(), candidate)
-    return [by_key[key] for key in difflib.get_close_matches(name.lower(), by_key, n=count, cutoff=0.5)]
+    return [by_key[key] for key in difflib.get_close_matches(name.lower(), by_key, n=count, cutoff=0.6)]
 
 
 def or_nearest(name: str, known: Iterable[str]) -> str:

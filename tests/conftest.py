@@ -1,0 +1,35 @@
+"""Every test process: one thread, no network, no telemetry, no window; all set before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Two OpenMP threads collapse when another process is busy, and children of a test inherit these.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+# A test must not write into the store, or join the run, that a person's shell names.
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "IVEDIT_RUN_FOLDER"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _no_run_folder_left_behind():
+    """A run names its folder in the environment, for the ranks it starts; that ends with the test."""
+    yield
+    os.environ.pop("IVEDIT_RUN_FOLDER", None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked ``gpu`` where there is none; torch is imported only for them."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
