@@ -1,0 +1,33 @@
+"""Metrics of edited video, each a torchmetrics `Metric` fed pixels (B, T, 3, H, W) in [0, 1].
+
+Importing this package registers the built-in ones; see `register_metric` for adding one from a plugin.
+"""
+
+from ivedit.evaluation.metrics.base import METRICS, ClipMetric, Reference, build_metrics, register_metric
+from ivedit.evaluation.metrics.flow import SourceFlow, source_flow, start_source_flow
+from ivedit.evaluation.metrics.gate import GateAUC, token_coverage, weighted_auc
+from ivedit.evaluation.metrics.motion import FlickerRatio, MotionRatio, SharpnessRatio, WarpError
+from ivedit.evaluation.metrics.region import EditSuccess, FramePSNR, RegionPSNR, RegionSSIM, region_psnr
+
+__all__ = [
+    "METRICS",
+    "ClipMetric",
+    "EditSuccess",
+    "FlickerRatio",
+    "FramePSNR",
+    "GateAUC",
+    "MotionRatio",
+    "Reference",
+    "RegionPSNR",
+    "RegionSSIM",
+    "SharpnessRatio",
+    "SourceFlow",
+    "WarpError",
+    "build_metrics",
+    "region_psnr",
+    "register_metric",
+    "source_flow",
+    "start_source_flow",
+    "token_coverage",
+    "weighted_auc",
+]

@@ -1,0 +1,177 @@
+"""What every video metric has in common: what it is fed, how it keeps one value per clip, how it is registered.
+
+A metric keeps its value for *each clip* and not only a running mean, because every table compares rows on the same
+clips with paired intervals (see `ivedit.evaluation.statistics`). A clip for which a metric is not defined (an edit
+without a kept region, a source that stands still) gets NaN, "no value": it is counted, never replaced by a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from ivedit.evaluation.metrics.flow import PendingFlow, SourceFlow, source_flow
+from ivedit.registry import Registry
+
+__all__ = ["METRICS", "ClipMetric", "Reference", "build_metrics", "register_metric"]
+
+
+@dataclass
+class Reference:
+    """A batch of clips that edits are measured against.
+
+    Attributes:
+        source: (B, T, 3, H, W) the clips before the edit, in [0, 1].
+        target: (B, T, 3, H, W) the true edits, in [0, 1].
+        mask: (B, T, 1, H, W) True (or above 0.5) where the true edit may differ from the source.
+        clips: (B,) whole numbers that identify the clips; they order and pair values. Default: 0 .. B - 1.
+        flow: The sources' optical flow, computed once and shared by all rows; it may still be under way
+            (`start_source_flow`); None: computed when first asked for.
+    """
+
+    source: Tensor
+    target: Tensor
+    mask: Tensor
+    clips: Tensor | None = None
+    flow: SourceFlow | PendingFlow | None = None
+    _shared: tuple[str, Tensor, Tensor] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check shapes and make the mask boolean.
+
+        Raises:
+            ValueError: shapes that do not belong together, or pixels outside [0, 1].
+        """
+        if self.source.ndim != 5 or self.source.shape[2] != 3:
+            raise ValueError(f"source must be (B, T, 3, H, W), got {tuple(self.source.shape)}")
+        if self.target.shape != self.source.shape:
+            raise ValueError(f"target {tuple(self.target.shape)} and source {tuple(self.source.shape)} differ")
+        b, t, _, h, w = self.source.shape
+        if tuple(self.mask.shape) != (b, t, 1, h, w):
+            raise ValueError(f"mask must be {(b, t, 1, h, w)}, got {tuple(self.mask.shape)}")
+        for name, pixels in (("source", self.source), ("target", self.target)):
+            low, high = float(pixels.min()), float(pixels.max())
+            if low < -1e-4 or high > 1 + 1e-4:
+                raise ValueError(f"{name} pixels must lie in [0, 1], got {low:.3g} to {high:.3g}")
+        if self.mask.dtype != torch.bool:
+            self.mask = self.mask > 0.5
+        if self.clips is None:
+            self.clips = torch.arange(b, device=self.source.device)
+        if self.clips.shape != (b,):
+            raise ValueError(f"clips must be ({b},), got {tuple(self.clips.shape)}")
+
+    def region(self, name: str) -> Tensor:
+        """(B, T, 1, H, W) bool: the ``edited`` region is the mask, the ``kept`` one the rest."""
+        if name not in ("edited", "kept"):
+            raise ValueError(f"a region is edited or kept, not {name!r}")
+        return self.mask if name == "edited" else ~self.mask
+
+    def flow_of_source(self) -> SourceFlow:
+        """The sources' optical flow, on the sources' device."""
+        if self.flow is None:
+            self.flow = source_flow(self.source)
+        flow = self.flow.result() if isinstance(self.flow, PendingFlow) else self.flow
+        self.flow = flow.to(self.source.device)
+        return self.flow
+
+    def shared(self, key: str, edited: Tensor, compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """``compute(edited, target)``, kept for as long as metrics ask about this very tensor ``edited``."""
+        if self._shared is None or self._shared[0] != key or self._shared[1] is not edited:
+            self._shared = (key, edited, compute(edited, self.target))
+        return self._shared[2]
+
+    def release(self) -> None:
+        """Forget what `shared` keeps."""
+        self._shared = None
+
+
+class ClipMetric(Metric):
+    """One value (or one vector of values) per clip; a torchmetrics `Metric` whose states gather over ranks.
+
+    A subclass writes `measure`. Batches may come in any order and on any rank; `per_clip` puts them in the order of
+    their clip numbers, and a clip that a distributed sampler showed twice counts once.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    values: list[Tensor]
+    clips: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("values", default=[], dist_reduce_fx="cat")
+        self.add_state("clips", default=[], dist_reduce_fx="cat")
+
+    def measure(self, edited: Tensor, reference: Reference) -> Tensor:
+        """(B, T, 3, H, W) in [0, 1] -> (B,) or (B, K); NaN where the metric has no value."""
+        raise NotImplementedError
+
+    def update(self, edited: Tensor, reference: Reference) -> None:
+        """Measure a batch of edited clips (B, T, 3, H, W) in [0, 1].
+
+        Raises:
+            ValueError: ``edited`` has another shape than the reference or leaves [0, 1].
+        """
+        if edited.shape != reference.source.shape:
+            raise ValueError(
+                f"edited clips are {tuple(edited.shape)} and their sources {tuple(reference.source.shape)}"
+            )
+        low, high = float(edited.min()), float(edited.max())
+        if not (low >= -1e-4 and high <= 1 + 1e-4):  # also refuses NaN pixels
+            raise ValueError(f"edited pixels must lie in [0, 1], got {low:.3g} to {high:.3g}")
+        assert reference.clips is not None
+        self.values.append(self.measure(edited, reference).detach().to(self.device, torch.float32))
+        self.clips.append(reference.clips.to(self.device))
+
+    def per_clip(self) -> tuple[Tensor, Tensor]:
+        """(clip numbers ascending (M,), values (M,) or (M, K)) of everything seen by this process."""
+        if isinstance(self.clips, list) and not self.clips:
+            return torch.zeros(0, dtype=torch.long), torch.zeros(0)
+        clips, values = dim_zero_cat(self.clips), dim_zero_cat(self.values)
+        unique, inverse = torch.unique(clips, return_inverse=True)
+        kept = torch.empty((len(unique), *values.shape[1:]), dtype=values.dtype, device=values.device)
+        kept[inverse] = values
+        return unique, kept
+
+    def compute(self) -> Tensor:
+        """Mean over the clips that have a value: a scalar, or (K,); NaN when none has."""
+        _, values = self.per_clip()
+        if not len(values):
+            return torch.tensor(float("nan"))
+        return torch.nanmean(values, dim=0)
+
+
+METRICS: Registry[Callable[[Any], ClipMetric]] = Registry("metric")
+"""name -> factory that takes the ``evaluation`` section of the configuration and returns a `ClipMetric`."""
+
+
+def register_metric(
+    name: str, *, label: str, meaning: str, range: str, better: str, source: str, digits: int = 2
+) -> Callable[[Callable[[Any], ClipMetric]], Callable[[Any], ClipMetric]]:
+    """Decorator for a metric's factory; a module named in ``plugins:`` may use it too.
+
+    Args:
+        name: Key in results.json and in MLflow.
+        label: Column title in tables, short.
+        meaning: What it says, one sentence.
+        range: Values it can take, with the unit.
+        better: ``higher``, ``lower`` or ``near 1``.
+        source: Formula or paper.
+        digits: Decimals shown.
+    """
+    if better not in ("higher", "lower", "near 1"):
+        raise ValueError(f"better is higher, lower or near 1, not {better!r}")
+    return METRICS.register(
+        name, label=label, meaning=meaning, range=range, better=better, source=source, digits=digits
+    )
+
+
+def build_metrics(evaluation: Any) -> dict[str, ClipMetric]:
+    """Every registered metric, new and empty, for one row of a table."""
+    return {name: METRICS.get(name)(evaluation) for name in METRICS.names()}

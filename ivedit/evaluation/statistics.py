@@ -1,0 +1,150 @@
+"""How sure a number is: means with 95% intervals over clips, shares of clips, paired differences between rows.
+
+The clip is the unit that is resampled: frames and pixels of one clip are not independent. A clip without a value (NaN)
+is left out and shows in n/N. Everything is a pure function of the values and the seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Estimate", "detectable_difference", "mean_interval", "paired_difference", "share_interval"]
+
+LEVEL = 0.95
+_Z = 1.959963984540054  # standard normal quantile of 0.975
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval.
+
+    Attributes:
+        mean: The estimate; None when no clip has a value.
+        low: Lower end of the 95% interval; None when there is no interval (fewer than two values).
+        high: Upper end.
+        n: Clips that have a value.
+        total: Clips that were asked.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+    total: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For results.json."""
+        return asdict(self)
+
+    def text(self, digits: int = 2) -> str:
+        """``12.3 [11.0, 13.9]``, with n/N when a clip has no value; ``-`` when none has."""
+        if self.mean is None:
+            return "-"
+        body = f"{self.mean:.{digits}f}"
+        if self.low is not None and self.high is not None:
+            body += f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        return body if self.n == self.total else f"{body} ({self.n}/{self.total})"
+
+
+def mean_interval(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """Mean and its bias-corrected and accelerated (BCa) bootstrap interval.
+
+    Efron, "Better bootstrap confidence intervals", JASA 1987. Where BCa is undefined (all resampled means on one
+    side of the mean), the percentile interval.
+
+    Args:
+        values: One number per clip; NaN: no value.
+        resamples: Bootstrap samples.
+        seed: Of the resampling; the same seed and count of values resample the same clips.
+    """
+    every = np.asarray(values, np.float64).reshape(-1)
+    present = every[~np.isnan(every)]
+    n = len(present)
+    if n == 0:
+        return Estimate(None, None, None, 0, len(every))
+    mean = float(present.mean())
+    if n == 1:
+        return Estimate(mean, None, None, 1, len(every))
+    if np.ptp(present) == 0:
+        return Estimate(mean, mean, mean, n, len(every))
+    means = present[_resamples(n, resamples, seed)].mean(axis=1)
+    low, high = np.quantile(means, _bca_quantiles(present, means, mean))
+    return Estimate(mean, float(low), float(high), n, len(every))
+
+
+def share_interval(hits: ArrayLike) -> Estimate:
+    """Share of clips with a hit (values 0 or 1; NaN: no value) and its Wilson score interval (Wilson, JASA 1927).
+
+    A bootstrap of 0 hits in 3 clips says "0, surely"; Wilson says 0 to 0.56.
+
+    Raises:
+        ValueError: a value other than 0, 1 or NaN.
+    """
+    every = np.asarray(hits, np.float64).reshape(-1)
+    present = every[~np.isnan(every)]
+    if not np.isin(present, (0, 1)).all():
+        raise ValueError("a share is of values 0 and 1")
+    n = len(present)
+    if n == 0:
+        return Estimate(None, None, None, 0, len(every))
+    share = float(present.mean())
+    scale = 1 + _Z**2 / n
+    middle = (share + _Z**2 / (2 * n)) / scale
+    half = _Z / scale * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    low = 0.0 if share == 0 else max(0.0, middle - half)  # exact at the ends, where rounding would show 1e-17
+    high = 1.0 if share == 1 else min(1.0, middle + half)
+    return Estimate(share, low, high, n, len(every))
+
+
+def paired_difference(ours: ArrayLike, control: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """Mean of ours - control over the clips where both have a value, with its bootstrap interval.
+
+    Args:
+        ours: One number per clip.
+        control: The same clips in the same order.
+        resamples: Bootstrap samples.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: different numbers of clips.
+    """
+    a, b = np.asarray(ours, np.float64), np.asarray(control, np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"paired values must be of the same clips, got {a.shape} and {b.shape}")
+    return mean_interval(a - b, resamples=resamples, seed=seed)
+
+
+def detectable_difference(values: ArrayLike) -> float | None:
+    """Smallest true paired difference that this many clips find in 80% of runs, at two-sided 5%: 2.80 SD / sqrt(n)."""
+    every = np.asarray(values, np.float64)
+    present = every[~np.isnan(every)]
+    if len(present) < 2:
+        return None
+    return float(2.8015852 * present.std(ddof=1) / math.sqrt(len(present)))
+
+
+@lru_cache(maxsize=16)
+def _resamples(n: int, resamples: int, seed: int) -> NDArray[np.int64]:
+    """(resamples, n) clip numbers; shared by all metrics of a table, which therefore resample the same clips."""
+    return np.random.default_rng(seed).integers(0, n, size=(resamples, n))
+
+
+def _bca_quantiles(values: NDArray[np.float64], means: NDArray[np.float64], mean: float) -> Sequence[float]:
+    from scipy.special import ndtr, ndtri
+
+    below = ((means < mean).sum() + (means <= mean).sum()) / (2 * len(means))
+    tails = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    if not 0 < below < 1:
+        return tails
+    bias = ndtri(below)
+    deviation = mean - (values.sum() - values) / (len(values) - 1)  # from the jackknife means
+    acceleration = (deviation**3).sum() / (6 * (deviation**2).sum() ** 1.5)
+    shifted = [bias + ndtri(tail) for tail in tails]
+    return [float(ndtr(bias + z / (1 - acceleration * z))) for z in shifted]
