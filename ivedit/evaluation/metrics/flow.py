@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def _pair_flows(grey: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         dis.setFinestScale(0)
     size = (grey.shape[2], grey.shape[1])
     frames = [cv2.resize(f, (size[0] * scale, size[1] * scale)) if small else f for f in grey]
-    for first, second in zip(frames, frames[1:], strict=False):
+    for first, second in pairwise(frames):
         both = []
         for start, end in ((second, first), (first, second)):
             flow = dis.calc(start, end, None)
