@@ -1,0 +1,156 @@
+"""One frozen Wan block, written out so that an edit can be added where the method needs it.
+
+diffusers' `WanTransformerBlock.forward` is closed: nothing can be added between its self-attention and its
+cross-attention. `run_block` is the same arithmetic in the same order (equal bit for bit in float32, see
+`tests/backbone/test_equality.py`) with three openings: the self-attention, what is added to the residual stream
+beside it, and the feed-forward network. In low precision the residual stream itself stays float32, as in Wan's own
+code: a small edit would otherwise be lost in bfloat16's rounding of a large stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["BlockModulation", "Conditioning", "attention", "feed_forward", "modulated_input", "output_head", "run_block"]
+
+Rotary = tuple[Tensor, Tensor]
+Delta = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What every block of one pass reads besides the stream.
+
+    Attributes:
+        time: (B, C), or (B, S, C) for per-token timesteps.
+        modulation: (B, 6, C) or (B, S, 6, C).
+        text: (B, L, C) embedded text, padding included, as the frozen cross-attention reads it.
+        dtype: type of the blocks' matrix products.
+    """
+
+    time: Tensor
+    modulation: Tensor
+    text: Tensor
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class BlockModulation:
+    """Shift, scale and gate of a block's self-attention and feed-forward, float32, broadcastable to (B, S, C)."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+    ffn_shift: Tensor
+    ffn_scale: Tensor
+    ffn_gate: Tensor
+
+    @staticmethod
+    def of(block: nn.Module, conditioning: Conditioning) -> BlockModulation:
+        """Add the block's own table to the projected timestep."""
+        table = block.scale_shift_table
+        temb = conditioning.modulation.float()
+        if temb.ndim == 4:
+            parts = [p.squeeze(2) for p in (table.unsqueeze(0) + temb).chunk(6, dim=2)]
+        else:
+            parts = list((table + temb).chunk(6, dim=1))
+        return BlockModulation(*parts)
+
+
+def modulated_input(block: nn.Module, hidden: Tensor, modulation: BlockModulation, dtype: torch.dtype) -> Tensor:
+    """x of the method: the stream after norm1 and modulation, (B, S, C) in `dtype`.
+
+    It is the space in which the block's own queries, keys and values live.
+    """
+    return (block.norm1(hidden.float()) * (1 + modulation.scale) + modulation.shift).to(dtype)
+
+
+def run_block(
+    block: nn.Module,
+    hidden: Tensor,
+    conditioning: Conditioning,
+    rotary: Rotary,
+    *,
+    attend: Callable[[Tensor], Tensor] | None = None,
+    residual: Callable[[Tensor], Tensor] | None = None,
+    ffn: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """One block of the stream, h <- h + gate * Attn3D(x) + edit, then cross-attention and feed-forward.
+
+    Args:
+        block: a `WanTransformerBlock`.
+        hidden: (B, S, C) float32 residual stream.
+        conditioning: timestep and text of this pass.
+        rotary: diffusers' cos and sin tables, (1, S, 1, head size) each.
+        attend: replaces the block's self-attention of x; its result is multiplied by the block's gate.
+        residual: x -> (B, S, C), added to the stream beside the gated self-attention.
+        ffn: replaces the feed-forward network.
+    """
+    dtype = conditioning.dtype
+    modulation = BlockModulation.of(block, conditioning)
+    x = modulated_input(block, hidden, modulation, dtype)
+    mixed = block.attn1(x, None, None, rotary) if attend is None else attend(x)
+    hidden = hidden.float() + mixed * modulation.gate
+    if residual is not None:
+        hidden = hidden + residual(x)
+    y = block.norm2(hidden.float()).to(dtype)
+    hidden = hidden + block.attn2(y, conditioning.text, None, None)
+    y = (block.norm3(hidden.float()) * (1 + modulation.ffn_scale) + modulation.ffn_shift).to(dtype)
+    out = block.ffn(y) if ffn is None else ffn(y)
+    return hidden.float() + out.float() * modulation.ffn_gate
+
+
+def output_head(transformer: nn.Module, hidden: Tensor, conditioning: Conditioning) -> Tensor:
+    """Final norm, modulation and projection: (B, S, C) -> (B, S, ph * pw * Z)."""
+    table = transformer.scale_shift_table
+    if conditioning.time.ndim == 3:
+        shift, scale = (p.squeeze(2) for p in (table.unsqueeze(0) + conditioning.time.unsqueeze(2)).chunk(2, dim=2))
+    else:
+        shift, scale = (table + conditioning.time.unsqueeze(1)).chunk(2, dim=1)
+    hidden = (transformer.norm_out(hidden.float()) * (1 + scale) + shift).to(conditioning.dtype)
+    return transformer.proj_out(hidden)
+
+
+def _rotate(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Wan's rotary embedding, tokens (B, S, heads, head size), in the tables' precision."""
+    even, odd = tokens.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return turned.flatten(-2).type_as(tokens)
+
+
+def attention(
+    attn: nn.Module,
+    x: Tensor,
+    rotary: Rotary,
+    *,
+    query: Delta,
+    key: Delta,
+    value: Delta,
+    out: Delta,
+    sign: float = 1.0,
+) -> Tensor:
+    """A frozen `WanAttention` over x (B, S, C) with something added to each of its four projections.
+
+    `sign` multiplies the frozen output projection only: with deltas that are zero, the calls with +1 and -1 cancel
+    exactly.
+    """
+    q = attn.norm_q(attn.to_q(x) + query(x)).unflatten(2, (attn.heads, -1))
+    k = attn.norm_k(attn.to_k(x) + key(x)).unflatten(2, (attn.heads, -1))
+    v = (attn.to_v(x) + value(x)).unflatten(2, (attn.heads, -1))
+    q, k = _rotate(q, *rotary).to(v.dtype), _rotate(k, *rotary).to(v.dtype)
+    mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    mixed = mixed.transpose(1, 2).flatten(2)
+    frozen = attn.to_out[0](mixed)
+    return (frozen if sign == 1.0 else sign * frozen) + out(mixed)
+
+
+def feed_forward(ffn: nn.Module, x: Tensor, *, up: Delta, down: Delta) -> Tensor:
+    """A frozen `FeedForward` (GELU) over x (B, S, C) with something added to both of its projections."""
+    inner = ffn.net[0].gelu(ffn.net[0].proj(x) + up(x))
+    return ffn.net[2](inner) + down(inner)

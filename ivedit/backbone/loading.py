@@ -1,0 +1,194 @@
+"""Read a Wan text-to-video pipeline folder (or hub name) part by part.
+
+Only the parts asked for are read: a training step on cached latents needs neither VAE nor text encoder. Weights are
+safetensors only and no code from the folder is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ivedit.backbone.spec import check_transformer_config, vae_factors
+from ivedit.errors import IveditError
+
+__all__ = ["Parts", "read_parts", "resolve_folder", "storage_dtype"]
+
+COMPONENTS = ("transformer", "vae", "text_encoder")
+TEXT_ENCODERS = ("UMT5EncoderModel", "T5EncoderModel")
+# WanPipeline pads to 512 when nothing else is said.
+WAN_TEXT_LENGTH = 512
+
+
+@dataclass
+class Parts:
+    """What was read from a folder; a part that was not asked for is None."""
+
+    name: str
+    transformer: Any
+    vae: Any
+    text_encoder: nn.Module | None
+    tokenizer: Any
+    scheduler_config: dict[str, Any]
+    vae_config: dict[str, Any]
+    text_length: int
+
+
+def storage_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Storage type of the frozen weights: `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in known:
+        raise IveditError(f"backbone.dtype: {dtype!r} is not one of auto, float32, bfloat16")
+    return known[dtype]
+
+
+def resolve_folder(path: str | Path, components: Sequence[str]) -> Path:
+    """Local folder of a pipeline: the shipped one, an existing folder, or a download from the hub.
+
+    Raises:
+        IveditError: neither a folder with model_index.json nor a hub name that can be fetched.
+    """
+    if str(path) == "wan-sprites":
+        folder = Path(__file__).resolve().parent.parent / "assets" / "wan-sprites"
+        if not (folder / "model_index.json").is_file():
+            raise IveditError("backbone.path: wan-sprites is not in this installation; install the package again")
+        return folder
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise IveditError(
+                f"backbone.path: {folder} has no model_index.json; give the folder of a diffusers pipeline "
+                "(the one above transformer/ and vae/)"
+            )
+        return folder
+    if str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+        raise IveditError(f"backbone.path: {path} is neither a folder nor a hub name such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["model_index.json", "ivedit.json", "scheduler/*.json", "vae/config.json", "transformer/config.json"]
+    for part in components:
+        patterns += [f"{part}/*.json", f"{part}/*.safetensors"]
+    if "text_encoder" in components:
+        patterns += ["tokenizer/*.json", "tokenizer/*.model", "tokenizer/*.txt"]
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=patterns))
+    except Exception as error:  # the hub client raises many types for "no such name", "no network", "no access"
+        raise IveditError(f"backbone.path: {path} is no local folder and could not be fetched from the hub: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise IveditError(f"{path.parent.parent} is incomplete: {path.parent.name}/{path.name} is missing")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise IveditError(f"{path} is not valid JSON: {error}") from error
+
+
+def _check_index(folder: Path, index: dict[str, Any], components: Sequence[str]) -> None:
+    """Refuse pipelines of other kinds, two experts, and folders that lack a part."""
+    kind = index.get("_class_name")
+    if kind != "WanPipeline":
+        raise IveditError(f"{folder} is a {kind} folder; only WanPipeline (text-to-video) folders can be a backbone")
+    second = index.get("transformer_2")
+    if second and any(second):
+        raise IveditError(
+            f"{folder} has a second expert (`transformer_2`, Wan2.2 A14B). One expert alone would be silently wrong, "
+            "so it is refused; use Wan2.1-T2V or Wan2.2-TI2V-5B"
+        )
+    if index.get("boundary_ratio") is not None:
+        raise IveditError(
+            f"{folder} switches experts at boundary_ratio = {index['boundary_ratio']} (Wan2.2 A14B), which is refused; "
+            "use Wan2.1-T2V or Wan2.2-TI2V-5B"
+        )
+    wanted = [*components, "scheduler"] + (["tokenizer"] if "text_encoder" in components else [])
+    missing = [part for part in wanted if not (folder / part).is_dir()]
+    if missing:
+        raise IveditError(f"{folder} is incomplete: no {', '.join(missing)} folder")
+    expected = {"transformer": ("WanTransformer3DModel",), "vae": ("AutoencoderKLWan",), "text_encoder": TEXT_ENCODERS}
+    for part in components:
+        declared = (index.get(part) or [None, None])[1]
+        if declared not in expected[part]:
+            raise IveditError(f"{folder}: {part} is declared as {declared}; supported: {', '.join(expected[part])}")
+
+
+def _require_safetensors(folder: Path, part: str) -> None:
+    if not any((folder / part).glob("*.safetensors")):
+        raise IveditError(f"{folder}/{part} holds no .safetensors weights; pickled weights are not loaded")
+
+
+def read_parts(
+    path: str | Path,
+    *,
+    dtype: torch.dtype,
+    components: Sequence[str] = COMPONENTS,
+    text_length: int | None = None,
+) -> Parts:
+    """Read the asked components onto the CPU.
+
+    Args:
+        path: folder, hub name or `wan-sprites`.
+        dtype: storage type of transformer and text encoder (what Wan keeps in float32 stays so; the VAE is float32).
+        components: any of transformer, vae, text_encoder (which brings its tokenizer).
+        text_length: overrides the folder's own.
+
+    Raises:
+        IveditError: anything that `spec.check_transformer_config` or the checks here refuse, by name.
+    """
+    unknown = [part for part in components if part not in COMPONENTS]
+    if unknown:
+        raise IveditError(f"unknown components {unknown}; known: {', '.join(COMPONENTS)}")
+    folder = resolve_folder(path, components)
+    index = _read_json(folder / "model_index.json")
+    _check_index(folder, index, components)
+    scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json")
+    vae_config = _read_json(folder / "vae" / "config.json")
+    if "transformer" in components:
+        latent_channels = vae_factors(vae_config)[0]
+        check_transformer_config(str(path), _read_json(folder / "transformer" / "config.json"), latent_channels)
+    for part in components:
+        _require_safetensors(folder, part)
+
+    import diffusers
+    import transformers
+
+    def diffusers_part(part: str, part_dtype: torch.dtype) -> Any:
+        if part not in components:
+            return None
+        cls = {"transformer": diffusers.WanTransformer3DModel, "vae": diffusers.AutoencoderKLWan}[part]
+        return cls.from_pretrained(
+            folder, subfolder=part, torch_dtype=part_dtype, use_safetensors=True, local_files_only=True
+        )
+
+    text_encoder = tokenizer = None
+    if "text_encoder" in components:
+        cls = getattr(transformers, index["text_encoder"][1])
+        text_encoder = cls.from_pretrained(
+            folder, subfolder="text_encoder", dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, subfolder="tokenizer", local_files_only=True, trust_remote_code=False
+        )
+    own = folder / "ivedit.json"
+    if text_length is None and own.is_file():
+        text_length = json.loads(own.read_text()).get("text_length")
+    return Parts(
+        name=str(path),
+        transformer=diffusers_part("transformer", dtype),
+        vae=diffusers_part("vae", torch.float32),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler_config=scheduler_config,
+        vae_config=vae_config,
+        text_length=text_length or WAN_TEXT_LENGTH,
+    )
