@@ -1,8 +1,8 @@
 """The run folder: everything that is known about one run, as plain files.
 
-It is complete by itself, so that a run on a machine without MLflow loses nothing: `ivedit.tracking` mirrors it into
-MLflow, and `python -m ivedit.report --import FOLDER` does so afterwards. Nothing heavy is imported here, because
-`python -m ivedit.run --help` and error paths pass through this file.
+It is complete by itself, so that a run on a machine without MLflow loses nothing: `ivedit.tracking` mirrors
+it into MLflow, and `python -m ivedit.report --import FOLDER` does so afterwards. Nothing heavy is imported
+here, because `python -m ivedit.run --help` and error paths pass through this file.
 
     <output_dir>/<name>-<YYYYmmdd-HHMMSS>-<4 hex>/
       config.yaml        the resolved configuration
@@ -23,6 +23,7 @@ import logging
 import math
 import os
 import platform
+import re
 import secrets
 import subprocess
 import sys
@@ -40,7 +41,9 @@ STATES = ("RUNNING", "FINISHED", "FAILED", "STOPPED")
 """STOPPED: ended on request (time limit, interrupt) before its last step; `resume=` continues it."""
 
 RUN_FOLDER_VARIABLE = "IVEDIT_RUN_FOLDER"
-"""Set by rank 0 for the ranks that it starts; set it yourself when torchrun or SLURM starts all ranks at once."""
+"""Set by rank 0 for the ranks it starts; set it yourself when torchrun or SLURM starts all ranks at once."""
+
+_PASSWORD = re.compile(r"(\w[\w+.-]*://[^\s/:@]*:)[^\s/@]+@")
 
 PACKAGES = (
     "ivedit", "torch", "lightning", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate",
@@ -49,17 +52,17 @@ PACKAGES = (
 
 
 def process_rank() -> int:
-    """Global rank of this process as its launcher says (torchrun, SLURM, Lightning's own); 0 when there is none."""
+    """Global rank of this process as its launcher says (torchrun, SLURM, Lightning's own); else 0."""
     if "RANK" in os.environ:
         return int(os.environ["RANK"])
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
         return int(os.environ["SLURM_PROCID"])
-    # Lightning's launcher sets NODE_RANK and LOCAL_RANK; which non-zero rank it is does not matter to any caller.
+    # Lightning's launcher sets NODE_RANK and LOCAL_RANK; which rank above 0 it is matters to no caller.
     return int(os.environ.get("NODE_RANK", "0")) or int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write ``text`` so that a reader sees the old file or the whole new one, also when this process is killed."""
+    """Write ``text`` so that a reader sees the old file or the whole new one, whenever this is killed."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -85,22 +88,22 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
 
-    # -- making and opening -------------------------------------------------------------------------------------
+    # -- making and opening ------------------------------------------------------------------------
 
     @classmethod
     def create(cls, cfg: Any) -> RunFolder:
         """Make ``<cfg.output_dir>/<cfg.name>-<time>-<4 hex>`` with config, environment and status RUNNING.
 
-        ``cfg`` is the structured config, as a dataclass or an OmegaConf node. A rank other than 0 makes nothing and
-        opens the folder that rank 0 made (`IVEDIT_RUN_FOLDER`).
+        ``cfg`` is the structured config, as a dataclass or an OmegaConf node. A rank other than 0 makes
+        nothing and opens the folder that rank 0 made (`IVEDIT_RUN_FOLDER`).
         """
         given = os.environ.get(RUN_FOLDER_VARIABLE)
         all_at_once = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
         if process_rank() > 0:
             if not given:
                 raise IveditError(
-                    f"rank {process_rank()} does not know the run folder: set {RUN_FOLDER_VARIABLE} to a new folder's "
-                    "path before starting the ranks with torchrun or srun"
+                    f"rank {process_rank()} does not know the run folder: set {RUN_FOLDER_VARIABLE} to a new "
+                    "folder's path before starting the ranks with torchrun or srun"
                 )
             return cls(given)
         if all_at_once and given:
@@ -120,7 +123,8 @@ class RunFolder:
                 "id": uuid.uuid4().hex, "mlflow_run_id": None,
             })  # fmt: skip
         except OSError as error:
-            raise IveditError(f"cannot write the run folder {run.path} (output_dir): {error.strerror}") from error
+            reason = error.strerror or str(error)
+            raise IveditError(f"cannot write the run folder {run.path} (output_dir): {reason}") from error
         os.environ[RUN_FOLDER_VARIABLE] = str(run.path)
         return run
 
@@ -133,7 +137,7 @@ class RunFolder:
                 raise IveditError(f"{path} is not a run folder: it has no {name}")
         return run
 
-    # -- places -------------------------------------------------------------------------------------------------
+    # -- places ------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -154,14 +158,14 @@ class RunFolder:
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
 
-    # -- configuration and status -------------------------------------------------------------------------------
+    # -- configuration and status ------------------------------------------------------------------
 
     def write_config(self, cfg: Any) -> None:
         """Write config.yaml, every field resolved."""
         from omegaconf import OmegaConf
 
         node = cfg if OmegaConf.is_config(cfg) else OmegaConf.structured(cfg)
-        write_text_atomic(self.path / "config.yaml", OmegaConf.to_yaml(node, resolve=True))
+        write_text_atomic(self.path / "config.yaml", redact(OmegaConf.to_yaml(node, resolve=True)))
 
     def config(self) -> dict[str, Any]:
         """The configuration that the run was last started with, as plain containers."""
@@ -188,7 +192,7 @@ class RunFolder:
                 status["reason"] = None
         write_json_atomic(self.path / "status.json", {**status, **fields})
 
-    # -- metrics ------------------------------------------------------------------------------------------------
+    # -- metrics -----------------------------------------------------------------------------------
 
     def append_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Append one line to metrics.jsonl; it is in the operating system's hands when this returns.
@@ -226,15 +230,20 @@ class RunFolder:
         return rows
 
     def history(self) -> dict[str, dict[int, tuple[float, float]]]:
-        """``{metric: {step: (time, value)}}``. Steps that a resumed run repeated appear once, with the last value."""
+        """``{metric: {step: (time, value)}}``; a step that a resumed run repeated has its last value.
+
+        A repeated value keeps its first time: the pair then stays what a tracking store was already told.
+        """
         table: dict[str, dict[int, tuple[float, float]]] = {}
         for row in self.read_metrics():
             for name, value in row.items():
                 if name not in ("step", "time"):
-                    table.setdefault(name, {})[row["step"]] = (row["time"], value)
+                    points = table.setdefault(name, {})
+                    if not same_number(points.get(row["step"], (0.0, None))[1], value):
+                        points[row["step"]] = (row["time"], value)
         return {name: dict(sorted(points.items())) for name, points in table.items()}
 
-    # -- results ------------------------------------------------------------------------------------------------
+    # -- results -----------------------------------------------------------------------------------
 
     def write_results(self, results: Mapping[str, Any]) -> Path:
         """Write results.json and say where."""
@@ -254,7 +263,7 @@ class RunFolder:
             raise IveditError(f"{self.path / name} does not hold a table of names and values")
         return value
 
-    # -- log ----------------------------------------------------------------------------------------------------
+    # -- log ---------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def logging_to_file(self, level: int = logging.INFO) -> Iterator[logging.Logger]:
@@ -284,18 +293,28 @@ def describe_environment() -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     commit = _ask("git", "rev-parse", "HEAD")
+    gpus = _ask("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
         "git_commit": commit,
         "git_changed": bool(_ask("git", "status", "--porcelain", "--untracked-files=no")) if commit else None,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *(redact(argument) for argument in sys.argv[1:])],
         "cpu_count": os.cpu_count(),
         "cpu": _cpu_name(),
-        "gpus": (_ask("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader") or "")
-        .splitlines(),
-    }  # fmt: skip
+        "gpus": (gpus or "").splitlines(),
+    }
+
+
+def redact(text: str) -> str:
+    """Hide the password of every ``scheme://user:password@host`` in ``text``: run folders are shared."""
+    return _PASSWORD.sub(r"\1***@", text)
+
+
+def same_number(a: float | None, b: float | None) -> bool:
+    """Equal, where nan equals nan."""
+    return a == b or (a is not None and b is not None and math.isnan(a) and math.isnan(b))
 
 
 def _ask(*command: str) -> str | None:

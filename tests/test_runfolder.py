@@ -132,6 +132,14 @@ def test_steps_that_a_resumed_run_repeated_count_once(run):
     assert {step: value for step, (_, value) in run.history()["loss"].items()} == {1: 1.0, 2: 2.5, 3: 3.5}
 
 
+def test_passwords_in_addresses_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("IVEDIT_RUN_FOLDER", "")
+    cfg = Config(output_dir=str(tmp_path))
+    cfg.tracking.uri = "postgresql+psycopg://me:secret@host:5432/db"
+    run = RunFolder.create(cfg)
+    assert run.config()["tracking"]["uri"] == "postgresql+psycopg://me:***@host:5432/db"
+
+
 def test_an_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
     path = tmp_path / "a.json"
     write_json_atomic(path, {"a": 1})

@@ -1,0 +1,399 @@
+"""Everything that knows MLflow: a view of the run folder, for comparing runs in a browser.
+
+The run folder is the truth. A `Tracker` always writes it; with ``tracking.kind=mlflow`` the same things are
+mirrored into an MLflow store, in batches, and a store that breaks down in the middle of a run costs a
+warning, never the run: `import_run` (``python -m ivedit.report --import FOLDER``) mends it afterwards, also
+for runs made without MLflow.
+
+Only `MlflowClient` is used: the fluent API's global active run leaks between runs of one process, and the
+environment variable MLFLOW_RUN_ID overrides it silently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ivedit.errors import IveditError
+from ivedit.recording import (
+    SilentTracker,
+    Tracker,
+    config_hash,
+    describe_variant,
+    flatten,
+    read_images,
+    read_record,
+    relevant,
+)
+from ivedit.runfolder import RunFolder, process_rank, redact, same_number
+from ivedit.tracking_uri import (
+    check_server,
+    check_sqlite,
+    check_uri,
+    default_uri,
+    first_line,
+    sqlite_file,
+    unreachable,
+)
+
+logger = logging.getLogger("ivedit.tracking")
+
+FLUSH_SECONDS = 10.0
+FLUSH_POINTS = 500
+"""Metrics go to MLflow in batches: dense single writes make the run and the page slow."""
+
+RETRY_SECONDS = 60.0
+PARAM_CUT = 250
+_STATES = {"FINISHED": "FINISHED", "FAILED": "FAILED", "STOPPED": "KILLED"}
+_FILES = ("config.yaml", "environment.json", "results.json", "results.md", "log.txt")
+_FOLDERS = ("media", "tables", "artifacts")
+
+
+def make_tracker(cfg: Any, run: RunFolder) -> Tracker:
+    """The tracker of a run as ``cfg.tracking`` asks; on ranks other than 0 one that does nothing.
+
+    Raises `IveditError` naming ``tracking.uri`` when the store cannot be reached, before any training.
+    """
+    if process_rank() > 0:
+        return SilentTracker(run)
+    if cfg.tracking.kind == "none":
+        return Tracker(run)
+    uri = cfg.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(cfg.output_dir)
+    return MlflowTracker(run, uri, cfg.tracking.experiment, dict(cfg.tracking.tags))
+
+
+def import_run(run: RunFolder, uri: str | None = None) -> str:
+    """Replay a run folder into an MLflow store (null: MLFLOW_TRACKING_URI, else the store beside the folder).
+
+    Idempotent: the run is found again by the id in its status.json, points and pictures already there are not
+    added twice. Returns the MLflow run's id.
+    """
+    tracking = run.config().get("tracking") or {}
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(run.path.parent)
+    tracker = MlflowTracker(run, uri, tracking.get("experiment") or "ivedit", tracking.get("tags") or {})
+    tracker.replay()
+    return tracker.run_id
+
+
+class MlflowTracker(Tracker):
+    """Writes the run folder and mirrors it into an MLflow run, which it finds again when a run is resumed."""
+
+    def __init__(self, run: RunFolder, uri: str, experiment: str, tags: Mapping[str, str]) -> None:
+        super().__init__(run)
+        self.uri = check_uri(uri)
+        self._waiting: list[tuple[str, float, float, int]] = []
+        self._known = run.history()
+        self._sent_at = time.monotonic()
+        self._broken_at: float | None = None
+        self._missed = False
+        self.client, self.experiment_id = _connect(self.uri, experiment, run.path.parent)
+        with _explain(self.uri):
+            self.run_id = self._find_or_create(experiment, tags)
+            run.update_status(mlflow_run_id=self.run_id)
+            self._send_settings()
+        for name, points in self._known.items():  # perhaps unsent; the store drops known points
+            self._waiting += [(name, value, when, step) for step, (when, value) in points.items()]
+        self.flush()
+
+    # -- the same calls as the base, mirrored ------------------------------------------------------
+
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """See `Tracker.log_metrics`; sent every few seconds, a repeated point once."""
+        super().log_metrics(values, step)
+        now = time.time()
+        for name, value in values.items():
+            if not same_number(self._known.get(name, {}).get(step, (0.0, None))[1], float(value)):
+                self._waiting.append((name, float(value), now, step))
+        if len(self._waiting) >= FLUSH_POINTS or time.monotonic() - self._sent_at > FLUSH_SECONDS:
+            self.flush()
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """See `Tracker.log_params`."""
+        super().log_params(params)
+        self._try(self._send_params, {key: str(value) for key, value in params.items()})
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """See `Tracker.log_tags`."""
+        super().log_tags(tags)
+        self._try(self._send_tags, tags)
+
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> Path:
+        """See `Tracker.log_artifact`; it keeps its place in the run folder."""
+        place = super().log_artifact(path, folder)
+        self._try(self._send_file, place)
+        return place
+
+    def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+        """See `Tracker.log_table`."""
+        path = super().log_table(name, rows)
+        self._try(self._send_file, path)
+        self._try(self._send_table_tag)
+        return path
+
+    def flush(self) -> None:
+        """Send the waiting metrics; after a failure they are kept and tried again a minute later."""
+        self._try(self._send_metrics)
+
+    def finish(self, state: str = "FINISHED", reason: str | None = None) -> None:
+        """See `Tracker.finish`; STOPPED is MLflow's KILLED."""
+        super().finish(state, reason)
+        self._broken_at = None  # the last chance: try at once
+        self._try(self._send_all if self._missed else self._send_end)
+
+    def hint(self) -> str:
+        """See `Tracker.hint`."""
+        if self.uri.startswith("http"):
+            return f"compare runs at {self.uri}/#/experiments/{self.experiment_id}"
+        return f"compare runs in a browser: mlflow ui --backend-store-uri {redact(self.uri)}"
+
+    def replay(self) -> None:
+        """Send everything that the run folder holds; what the store has already stays as it is."""
+        with _explain(self.uri):
+            self._send_all()
+
+    # -- sending: these raise when the store fails -------------------------------------------------
+
+    def _find_or_create(self, experiment: str, tags: Mapping[str, str]) -> str:
+        """The MLflow run of this folder, RUNNING: found by its stored id or its tag, or a new one."""
+        from mlflow.exceptions import MlflowException
+
+        status, config = self.run.status(), self.run.config()
+        if status.get("mlflow_run_id"):
+            with contextlib.suppress(MlflowException):  # the id may belong to another store
+                found = self.client.get_run(status["mlflow_run_id"])
+                same = found.data.tags.get("ivedit.id") == status["id"]
+                if same and found.info.lifecycle_stage == "active":
+                    self.client.update_run(found.info.run_id, status="RUNNING")
+                    return str(found.info.run_id)
+        by_id = f"tags.\"ivedit.id\" = '{status['id']}'"
+        matches = self.client.search_runs([self.experiment_id], by_id, max_results=1)
+        if matches:
+            self.client.update_run(matches[0].info.run_id, status="RUNNING")
+            return str(matches[0].info.run_id)
+        own = {
+            "ivedit.id": status["id"],
+            "experiment": str(config.get("name")),
+            "task": str(config.get("task")),
+            "config_hash": config_hash(config),
+            "run_folder": str(self.run.path),
+            "mlflow.note.content": f"{config.get('summary') or ''}\n\nRun folder: `{self.run.path}`".strip(),
+            "mlflow.source.name": "python -m ivedit.run",
+            "mlflow.source.type": "LOCAL",
+            **_git_tags(self.run),
+            **({"variant": describe_variant(config)} if config.get("task") == "edit" else {}),
+            **tags,
+        }
+        started = _milliseconds(status["started"])
+        created = self.client.create_run(self.experiment_id, started, own, self.run.name)
+        return str(created.info.run_id)
+
+    def _send_settings(self) -> None:
+        record = read_record(self.run)
+        self._send_params({**flatten(relevant(self.run.config())), **record["params"]})
+        self._send_tags(record["tags"])
+        self._send_file(self.run.path / "config.yaml")
+
+    def _send_all(self) -> None:
+        self._send_settings()
+        present = [Path(item.path).name for item in self.client.list_artifacts(self.run_id, "images")]
+        for entry in read_images(self.run):
+            when = int(entry["time"] * 1000)
+            start = f"{entry['key'].replace('/', '~')}+step+{entry['step']}+timestamp+{when}+"
+            if not any(name.startswith(start) for name in present):
+                self._send_image(entry)
+        self._send_end()
+
+    def _send_params(self, params: Mapping[str, str]) -> None:
+        """Parameters are append-only in MLflow: a change goes into the tag ``param_drift`` and an
+        artifact."""
+        from mlflow.entities import Param
+
+        stored = self.client.get_run(self.run_id).data
+        cut = {_clean(key): value[:PARAM_CUT] for key, value in params.items()}
+        new = [Param(key, value) for key, value in cut.items() if key not in stored.params]
+        for start in range(0, len(new), 100):
+            self.client.log_batch(self.run_id, params=new[start : start + 100])
+        drift = {key: value for key, value in cut.items() if stored.params.get(key, value) != value}
+        if drift:
+            changes = (f"{key}: {stored.params[key]} -> {value}" for key, value in sorted(drift.items()))
+            told = "; ".join(changes)
+            before = stored.tags.get("param_drift", "")
+            if told not in before:
+                self.client.set_tag(self.run_id, "param_drift", f"{before} | {told}".strip(" |")[-5000:])
+                text = (self.run.path / "config.yaml").read_text(encoding="utf-8")
+                self.client.log_text(self.run_id, text, f"config-since-{datetime.now():%Y%m%d-%H%M%S}.yaml")
+
+    def _send_tags(self, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self.client.set_tag(self.run_id, _clean(key), redact(str(value))[:5000])
+
+    def _send_metrics(self) -> None:
+        from mlflow.entities import Metric
+
+        while self._waiting:
+            part = self._waiting[:1000]
+            points = [Metric(_clean(name), value, int(when * 1000), step) for name, value, when, step in part]
+            self.client.log_batch(self.run_id, metrics=points)
+            del self._waiting[:1000]
+        self._sent_at = time.monotonic()
+
+    def _send_file(self, path: Path) -> None:
+        parent = path.relative_to(self.run.path).parent.as_posix()
+        self.client.log_artifact(self.run_id, str(path), None if parent == "." else parent)
+
+    def _send_image(self, entry: Mapping[str, Any]) -> None:
+        import PIL.Image
+
+        path = self.run.path / entry["path"]
+        if not path.exists():
+            logger.warning("the picture %s is no longer there; MLflow goes without it", path)
+            return
+        with PIL.Image.open(path) as image:
+            self.client.log_image(
+                self.run_id, image.convert("RGB"), key=entry["key"], step=entry["step"],
+                timestamp=int(entry["time"] * 1000), synchronous=True,
+            )  # fmt: skip
+
+    def _mirror_image(self, entry: Mapping[str, Any]) -> None:
+        self._try(self._send_image, entry)
+
+    def _send_table_tag(self) -> None:
+        files = sorted((self.run.path / "tables").glob("*.json"))
+        tables = [{"path": f"tables/{path.name}", "type": "table"} for path in files]
+        if tables:
+            self.client.set_tag(self.run_id, "mlflow.loggedArtifacts", json.dumps(tables))
+
+    def _send_end(self) -> None:
+        """Everything that is in the folder by now, and the state."""
+        self._send_metrics()
+        for name in _FILES:
+            if (self.run.path / name).exists():
+                self._send_file(self.run.path / name)
+        for name in _FOLDERS:
+            if any((self.run.path / name).glob("*")):
+                self.client.log_artifacts(self.run_id, str(self.run.path / name), name)
+        self._send_table_tag()
+        weights = self.run.checkpoints / "editor.safetensors"
+        if weights.exists():
+            digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+            self._send_tags({"editor_file": str(weights), "editor_sha256": digest})
+        status = self.run.status()
+        if status["reason"]:
+            self._send_tags({"reason": status["reason"]})
+        if status["state"] != "RUNNING":
+            self.client.set_terminated(self.run_id, _STATES[status["state"]], _milliseconds(status["ended"]))
+
+    def _try(self, send: Callable[..., None], *arguments: Any) -> None:
+        """Send; a failing store becomes one warning and a minute's rest: the folder has everything."""
+        if self._broken_at is not None and time.monotonic() - self._broken_at < RETRY_SECONDS:
+            self._missed = True
+            return
+        try:
+            send(*arguments)
+            self._broken_at = None
+        except Exception as error:  # of the store, its server, its disk: none is worth a training run
+            if not self._missed:
+                logger.warning(
+                    "MLflow at %s does not answer (%s). The run goes on and its folder is complete; if the "
+                    "page misses something at the end: python -m ivedit.report --import %s",
+                    redact(self.uri), first_line(error), self.run.path,
+                )  # fmt: skip
+            self._broken_at, self._missed = time.monotonic(), True
+
+
+# -- the store -------------------------------------------------------------------------------------
+
+
+def _connect(uri: str, experiment: str, output_dir: Path) -> tuple[Any, str]:
+    """A client of the store and the experiment's id; a new store is set up by one process at a time.
+
+    Parallel first starts on a fresh database fail inside MLflow (each tries to create the tables), hence the
+    lock.
+    """
+    from filelock import FileLock
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Defaults retry for minutes, which would stand still in the middle of training.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    for noisy in ("alembic", "mlflow.store.db.utils"):  # migrations of a new store: forty lines of no use
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    remote = uri.startswith(("http://", "https://"))
+    if remote:
+        check_server(uri)
+    with _explain(uri):
+        from mlflow import MlflowClient
+
+        database = sqlite_file(uri)
+        if database is not None:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            check_sqlite(database)
+            lock, artifacts = Path(f"{database}.lock"), database.parent / "mlartifacts"
+        else:
+            digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
+            lock = Path(tempfile.gettempdir()) / f"ivedit-mlflow-{digest}.lock"
+            artifacts = output_dir / "mlartifacts"
+        with FileLock(lock, timeout=300):
+            client = MlflowClient(uri)
+            found = client.get_experiment_by_name(experiment)
+            if found is None:
+                place = None if remote else artifacts.as_uri()
+                return client, str(_create_experiment(client, experiment, place))
+    if found.lifecycle_stage != "active":
+        raise IveditError(
+            f"the MLflow experiment {experiment!r} was deleted: restore it with `mlflow experiments restore "
+            f"-x {found.experiment_id}` or choose another tracking.experiment"
+        )
+    return client, str(found.experiment_id)
+
+
+def _create_experiment(client: Any, experiment: str, place: str | None) -> str:
+    """Create it, or take the one that another machine created on the same server a moment ago."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.create_experiment(experiment, place))
+    except MlflowException:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+@contextlib.contextmanager
+def _explain(uri: str) -> Iterator[None]:
+    """Turn what the store raises at the start into one plain line that names the setting."""
+    try:
+        yield
+    except IveditError:
+        raise
+    except Exception as error:
+        raise IveditError(unreachable(uri, first_line(error))) from error
+
+
+def _clean(name: str) -> str:
+    """MLflow's alphabet for names."""
+    return re.sub(r"[^\w./ :-]", "_", name, flags=re.ASCII)[:250]
+
+
+def _git_tags(run: RunFolder) -> dict[str, str]:
+    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    commit = environment.get("git_commit")
+    if not commit:
+        return {}
+    changed = " with changes" if environment.get("git_changed") else ""
+    return {"git": commit[:12] + changed, "mlflow.source.git.commit": commit}
+
+
+def _milliseconds(moment: str | None) -> int | None:
+    return int(datetime.fromisoformat(moment).timestamp() * 1000) if moment else None
