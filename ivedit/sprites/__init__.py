@@ -1,4 +1,9 @@
-"""The sprite world: clips of moving shapes with captions, instructions, edited targets and masks, all from (seed, index)."""
+"""The sprite world: clips of moving shapes with captions, instructions, edited targets and masks.
+
+Everything is a pure function of (seed, index), vectorised in torch, on any device. Scenes are sampled and
+drawn by `sample_scenes` and `render`, put in words by `captions`; edits with their targets come from
+`sample_pairs` and `render_pairs`. `python -m ivedit.sprites --out sheet.png` shows some.
+"""
 
 from .instructions import all_words, parse_instruction, resolve
 from .language import captions, describe, parse_caption

@@ -1,8 +1,9 @@
 """Counter-based random draws: every draw is a pure function of (seed, index, label).
 
-Generators with a state depend on what was drawn before, so a sample would change with its batch, its worker or its device.
-Here a 64-bit key stands for a sample, and a draw hashes the key with a label. The hash is the finaliser of splitmix64
-(Steele, Lea and Flood, 2014) in wrapping 64-bit integer arithmetic, which is bit-exact on CPUs and GPUs.
+Generators with a state depend on what was drawn before, so a sample would change with its batch, its worker
+or its device. Here a 64-bit key stands for a sample, and a draw hashes the key with a label. The hash is the
+finaliser of splitmix64 (Steele, Lea and Flood, 2014) in wrapping 64-bit integer arithmetic, which is bit-
+exact on CPUs and GPUs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _SECOND = 0x94D049BB133111EB
 
 
 def _signed(value: int) -> int:
-    """The signed 64-bit integer with the same bits as `value` modulo 2**64 (torch has no full set of unsigned operations)."""
+    """The signed 64-bit integer with the bits of `value` modulo 2**64 (torch's unsigned operations are few)."""
     value &= _WORD
     return value - (1 << 64) if value >> 63 else value
 
@@ -43,7 +44,7 @@ def _finalise_int(x: int) -> int:
 
 
 def _label(label: str) -> int:
-    """A 64-bit constant for a label: names cannot collide by miscounting, and adding a draw leaves the others as they were."""
+    """A 64-bit constant for a label: unlike numbers, names do not shift when a draw is added between others."""
     return _signed(_finalise_int(zlib.crc32(label.encode()) + _GOLDEN))
 
 

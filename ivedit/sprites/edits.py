@@ -1,12 +1,13 @@
 """Edits of scenes as tensors: propose one, apply it, tell whether it is a proper edit.
 
-An edit holds everything that its instruction says and nothing else, so `apply_edit(source, edit)` shows that the result follows
-from the source and the words alone. Proposals are cheap and may be improper (a recolouring to the same colour, an addition on
-top of another object); `pairs` draws until one is proper.
+An edit holds everything that its instruction says and nothing else, so `apply_edit(source, edit)` shows that
+the result follows from the source and the words alone. Proposals are cheap and may be improper (a recolouring
+to the same colour, an addition on top of another object); `pairs` draws until one is proper.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,13 +18,15 @@ from . import draws
 from . import vocabulary as v
 from .scene import SceneBatch, velocity, well_formed
 
-RECOLOUR, RESHAPE, REMOVE, ADD, RESIZE, BACKGROUND_COLOUR, BACKGROUND_PATTERN, STYLE, COMPOUND = range(len(v.OPERATIONS))
+(RECOLOUR, RESHAPE, REMOVE, ADD, RESIZE, BACKGROUND_COLOUR, BACKGROUND_PATTERN, STYLE, COMPOUND) = range(9)
 OBJECT_OPERATIONS = (RECOLOUR, RESHAPE, REMOVE, RESIZE)
 
-# How an object is named: colour and shape, shape alone, colour alone, all three, or "it" (the object named just before).
+# How an object is named: colour and shape, shape alone, colour alone, all three, or "it" (the object named
+# just before).
 BY_BOTH, BY_SHAPE, BY_COLOUR, BY_ALL, BY_IT = range(5)
 
-# What an addition is placed by: a named place, an object that stands still, an object that moves and is followed.
+# What an addition is placed by: a named place, an object that stands still, an object that moves and is
+# followed.
 AT_PLACE, BESIDE_STILL, BESIDE_MOVING = range(3)
 
 
@@ -31,9 +34,10 @@ AT_PLACE, BESIDE_STILL, BESIDE_MOVING = range(3)
 class Edit:
     """B simple edits; every field is (B,) int64, -1 where the operation does not use it.
 
-    operation: position in OPERATIONS. slot: the object edited; of an addition, the reference object it stands beside. naming:
-    how words name that object. shape, colour, size: the new values. place: position in PLACES; relation: in RELATIONS.
-    background, first, second: new kind and colours, -1 for those that stay. style: position in STYLES.
+    operation: position in OPERATIONS. slot: the object edited; of an addition, the reference object it stands
+    beside. naming: how words name that object. shape, colour, size: the new values. place: position in
+    PLACES; relation: in RELATIONS. background, first, second: new kind and colours, -1 for those that stay.
+    style: position in STYLES.
     """
 
     operation: Tensor
@@ -59,7 +63,7 @@ class Edit:
         return Edit(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
     @staticmethod
-    def cat(edits: list[Edit]) -> Edit:
+    def cat(edits: Sequence[Edit]) -> Edit:
         return Edit(**{f.name: torch.cat([getattr(edit, f.name) for edit in edits]) for f in fields(Edit)})
 
     @staticmethod
@@ -83,7 +87,9 @@ def picked(values: Tensor, slot: Tensor) -> Tensor:
 
 
 def matches(scenes: SceneBatch, slot: Tensor, naming: Tensor) -> Tensor:
-    """(B,) how many present objects the words for the object in `slot` fit (its own values, named by `naming`)."""
+    """(B,) how many present objects the words for the object in `slot` fit (its own values, named by
+    `naming`).
+    """
     shape = scenes.shape == picked(scenes.shape, slot)[:, None]
     colour = scenes.colour == picked(scenes.colour, slot)[:, None]
     size = scenes.size == picked(scenes.size, slot)[:, None]
@@ -94,7 +100,7 @@ def matches(scenes: SceneBatch, slot: Tensor, naming: Tensor) -> Tensor:
 
 
 def name_object(key: Tensor, scenes: SceneBatch, slot: Tensor) -> Tensor:
-    """(B,) a way to name the object in `slot` that fits no other: sometimes shape or colour alone, all three if need be."""
+    """(B,) a way to name the object in `slot` that fits no other, now and then by shape or colour alone."""
     wish = draws.integers(key, "naming", 4)
     naming = torch.full_like(slot, BY_BOTH)
     for kind in (BY_SHAPE, BY_COLOUR):
@@ -114,8 +120,8 @@ def _any_slot(key: Tensor, scenes: SceneBatch, allowed: Tensor) -> Tensor:
 def propose(key: Tensor, scenes: SceneBatch, operation: Tensor, manner: Tensor, unseen: Tensor) -> Edit:
     """One edit of `operation` (B,) per scene, values drawn from `key` (B,).
 
-    manner (B,): how an addition is placed (AT_PLACE, BESIDE_STILL, BESIDE_MOVING). unseen (B,) bool: new colour-shape pairs are
-    those kept from training.
+    manner (B,): how an addition is placed (AT_PLACE, BESIDE_STILL, BESIDE_MOVING). unseen (B,) bool: new
+    colour-shape pairs are those kept from training.
     """
     device = key.device
     is_add, is_pattern = operation == ADD, operation == BACKGROUND_PATTERN
@@ -132,7 +138,8 @@ def propose(key: Tensor, scenes: SceneBatch, operation: Tensor, manner: Tensor, 
     unseen_shape = v.table(v.HELD_OUT_SHAPE, device)[picked(scenes.colour, slot)]
     shape = torch.where(unseen & ~is_add, unseen_shape, shape)
 
-    # A pattern keeps the colours that are there: plain names the one that stays, and a plain ground needs a second one.
+    # A pattern keeps the colours that are there: plain names the one that stays, and a plain ground needs a
+    # second one.
     kind = draws.integers(key, "new pattern", len(v.BACKGROUNDS))
     to_plain, from_plain = is_pattern & (kind == 0), is_pattern & (scenes.background == 0)
     kept = torch.where(draws.chance(key, "keep first", 0.5), scenes.first, scenes.second)
@@ -176,7 +183,7 @@ def apply_edit(scenes: SceneBatch, edit: Edit) -> SceneBatch:
     removed = chosen & (edit.operation == REMOVE)[:, None]
     edited = replace(
         scenes,
-        present=(scenes.present | free) & ~removed[..., :],
+        present=(scenes.present | free) & ~removed,
         shape=put(scenes.shape, edit.shape),
         colour=put(scenes.colour, edit.colour),
         size=put(scenes.size, edit.size),
@@ -219,7 +226,7 @@ def _placement(scenes: SceneBatch, edit: Edit, free: Tensor) -> dict[str, Tensor
 
 
 def proper(scenes: SceneBatch, edit: Edit) -> Tensor:
-    """(B,) bool: the edit is possible in these scenes, its words fit one object only, and it changes something to see."""
+    """(B,) bool: the edit is possible here, its words fit one object only, and it changes something to see."""
     op = edit.operation
     named = edit.slot >= 0
     there = picked(scenes.present, edit.slot)
@@ -244,7 +251,9 @@ def follows(scenes: SceneBatch, edit: Edit) -> Tensor:
 
 
 def edits_from_facts(steps: list[dict[str, Any]]) -> Edit:
-    """The edits that parsed instruction steps ask for, objects not resolved (slot -1): see `instructions.parse_instruction`."""
+    """The edits that steps of `instructions.parse_instruction` ask for, their objects still to be found (slot
+    -1).
+    """
     rows = []
     for step in steps:
         new = step["new"]

@@ -1,13 +1,14 @@
 """Edits in words: several phrasings per operation drawn from a key, and reading an instruction back.
 
-The same templates make the instructions and, as regular expressions, read them, so the two cannot drift apart. Phrasings of the
-split `test_phrasing` differ from those of training but use only words that training phrasings and captions hold.
+The same templates make the instructions and, as regular expressions, read them, so the two cannot drift
+apart. Phrasings of the split `test_phrasing` differ from those of training but use only words that training
+phrasings and captions hold.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +21,8 @@ from .edits import Edit, picked
 from .language import caption_words, words_of
 from .scene import SceneBatch
 
-# {d} the object named, {x} the new value ({x} of additions: the new object and {w} where; of backgrounds: colours or pattern).
+# {d} the object named, {x} the new value ({x} of additions: the new object and {w} where; of backgrounds:
+# colours or pattern).
 TRAIN = {
     "recolour": (
         "make {d} {x}",
@@ -37,7 +39,13 @@ TRAIN = {
     ),
     "remove": ("remove {d}", "delete {d}", "take {d} away", "erase {d}", "leave out {d}"),
     "add": ("add a {x} {w}", "put a {x} {w}", "place a {x} {w}", "draw a {x} {w}", "{w} , add a {x}"),
-    "resize": ("make {d} {x}", "change the size of {d} to {x}", "turn {d} {x}", "resize {d} to {x}", "set the size of {d} to {x}"),
+    "resize": (
+        "make {d} {x}",
+        "change the size of {d} to {x}",
+        "turn {d} {x}",
+        "resize {d} to {x}",
+        "set the size of {d} to {x}",
+    ),
     "background_colour": (
         "make the background {x}",
         "paint the background {x}",
@@ -86,41 +94,48 @@ def _pattern(kind: int, first: int, second: int) -> str:
     return f"{text} with {v.BACKGROUND_COLOURS[second]}" if second >= 0 else text
 
 
+def _added(edit: dict[str, int], name: str, follows: bool) -> tuple[str, str]:
+    """What an addition adds, and where."""
+    new = f"{v.SIZES[edit['size']]} {v.COLOURS[edit['colour']]} {v.SHAPES[edit['shape']]}"
+    if edit["place"] >= 0:
+        return new, f"at the {v.PLACES[edit['place']]}"
+    return new, f"{v.RELATIONS[edit['relation']]} {name}{FOLLOWING if follows else ''}"
+
+
+def _value(edit: dict[str, int]) -> str:
+    """The words for the new value of an edit that is no addition; none for a removal."""
+    op = edit["operation"]
+    if op == edits.RECOLOUR:
+        return v.COLOURS[edit["colour"]]
+    if op == edits.RESHAPE:
+        return v.SHAPES[edit["shape"]]
+    if op == edits.RESIZE:
+        return v.SIZES[edit["size"]]
+    if op == edits.BACKGROUND_COLOUR:
+        other = edit["second"]
+        return v.BACKGROUND_COLOURS[edit["first"]] + (f" and {v.BACKGROUND_COLOURS[other]}" if other >= 0 else "")
+    if op == edits.BACKGROUND_PATTERN:
+        return _pattern(edit["background"], edit["first"], edit["second"])
+    return v.STYLE_PHRASES[edit["style"]] if op == edits.STYLE else ""
+
+
 def _clauses(source: SceneBatch, edit: Edit, form: Tensor, unseen: bool) -> list[str]:
-    """One clause per simple edit; `form` (B,) int64 in [0, 2**24) chooses the phrasing."""
-    described = [picked(values, edit.slot).tolist() for values in (source.shape, source.colour, source.size)]
-    columns = zip(
-        edit.operation.tolist(), form.tolist(), edit.naming.tolist(), *described, edit.shape.tolist(), edit.colour.tolist(),
-        edit.size.tolist(), edit.place.tolist(), edit.relation.tolist(), edits.follows(source, edit).tolist(),
-        edit.background.tolist(), edit.first.tolist(), edit.second.tolist(), edit.style.tolist(),
-    )  # fmt: skip
+    """One clause per simple edit, "" for operation -1; `form` (B,) int64 in [0, 2**24) chooses the phrasing."""
+    looks = zip(*(picked(x, edit.slot).tolist() for x in (source.shape, source.colour, source.size)), strict=True)
+    names = [field.name for field in fields(Edit)]
+    rows = zip(*(getattr(edit, name).tolist() for name in names), strict=True)
     book = [(UNSEEN if unseen else TRAIN)[name] for name in _SIMPLE]
     result = []
-    for op, number, naming, is_s, is_c, is_z, shape, colour, size, place, relation, moving, kind, first, second, style in columns:
+    follows = edits.follows(source, edit).tolist()
+    for row, number, look, moving in zip(rows, form.tolist(), looks, follows, strict=True):
+        values = dict(zip(names, row, strict=True))
+        op = values["operation"]
         if op < 0:
             result.append("")
             continue
+        name = _name(values["naming"], *look) if values["naming"] >= 0 else ""
+        new, where = _added(values, name, moving) if op == edits.ADD else (_value(values), "")
         template = book[op][number * len(book[op]) >> 24]
-        name = _name(naming, is_s, is_c, is_z) if naming >= 0 else ""
-        where = ""
-        if op == edits.ADD:
-            new = f"{v.SIZES[size]} {v.COLOURS[colour]} {v.SHAPES[shape]}"
-            if place >= 0:
-                where = f"at the {v.PLACES[place]}"
-            else:
-                where = f"{v.RELATIONS[relation]} {name}{FOLLOWING if moving else ''}"
-        elif op == edits.RECOLOUR:
-            new = v.COLOURS[colour]
-        elif op == edits.RESHAPE:
-            new = v.SHAPES[shape]
-        elif op == edits.RESIZE:
-            new = v.SIZES[size]
-        elif op == edits.BACKGROUND_COLOUR:
-            new = v.BACKGROUND_COLOURS[first] + (f" and {v.BACKGROUND_COLOURS[second]}" if second >= 0 else "")
-        elif op == edits.BACKGROUND_PATTERN:
-            new = _pattern(kind, first, second)
-        else:
-            new = v.STYLE_PHRASES[style] if op == edits.STYLE else ""
         result.append(template.replace("{d}", name).replace("{x}", new).replace("{w}", where))
     return result
 
@@ -134,7 +149,7 @@ def instructions(key: Tensor, source: SceneBatch, first: Edit, second: Edit, uns
     two = _clauses(source, second, draws.bits(key, "second phrasing"), unseen)
     joins = UNSEEN_JOINS if unseen else TRAIN_JOINS
     join = draws.integers(key, "join", len(joins)).tolist()
-    return [joins[j].replace("{1}", a).replace("{2}", b) if b else a for a, b, j in zip(one, two, join)]
+    return [joins[j].replace("{1}", a).replace("{2}", b) if b else a for a, b, j in zip(one, two, join, strict=True)]
 
 
 def _either(names: tuple[str, ...]) -> str:
@@ -154,7 +169,9 @@ def _readers() -> tuple[tuple[str, re.Pattern[str]], ...]:
         "add": f"(?P<size>{size}) (?P<colour>{colour}) (?P<shape>{shape})",
         "resize": f"(?P<size>{size})",
         "background_colour": f"(?P<first>{tone})(?: and (?P<second>{tone}))?",
-        "background_pattern": f"(?P<background>{_either(v.BACKGROUNDS)})(?: (?P<first>{tone})| with (?P<second>{tone}))?",
+        "background_pattern": (
+            f"(?P<background>{_either(v.BACKGROUNDS)})(?: (?P<first>{tone})| with (?P<second>{tone}))?"
+        ),
         "style": f"(?P<style>{_either(v.STYLE_PHRASES[1:])})",
     }
     beside = f"(?P<relation>{_either(v.RELATIONS)}) {name}(?P<following>{FOLLOWING})?"
@@ -194,8 +211,8 @@ def _step(operation: str, values: dict[str, str | None]) -> dict[str, Any]:
 def parse_instruction(text: str) -> dict[str, Any]:
     """{"operation", "steps"}: one step, or two for a compound; raises ValueError for words that are no instruction.
 
-    A step is {"operation", "object" (its size, colour, shape as far as named, or "it"; None), "new" (names of the new values),
-    "follows" (an added object moves with its reference)}.
+    A step is {"operation", "object" (its size, colour, shape as far as named, or "it"; None), "new" (names of
+    the new values), "follows" (an added object moves with its reference)}.
     """
     whole = _read_clause(text)
     if whole:

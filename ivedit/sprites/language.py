@@ -1,15 +1,17 @@
 """Captions of scenes: several templates and word orders drawn by (seed, index), and reading them back to facts.
 
-A caption states every object (size, colour, shape, motion), the background and the style, and in half of the scenes with up to
-two objects also where each object is at first. Words are lower case and separated by single spaces; a comma is a word.
+A caption states every object (size, colour, shape, motion), the background and the style, and in half of the
+scenes with up to two objects also where each object is at first. Words are lower case and separated by single
+spaces; a comma is a word.
 """
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import draws
@@ -61,9 +63,11 @@ def _motion(form: int, speed: int, direction: int, bounces: bool, spin: int) -> 
     return MOTION_TEMPLATES[form][2].format(v=verb, q=v.SPEEDS[speed], d=v.DIRECTIONS[direction], t=turn)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _clause(form: int, look: int, motion: int, place: int) -> str:
-    """One object's clause; the numbers code form and motion form, shape/colour/size, motion, and place (9: unstated)."""
+    """One object's clause; the numbers code form and motion form, shape/colour/size, motion, and place (9:
+    unstated).
+    """
     form, motion_form = divmod(form, len(MOTION_TEMPLATES))
     look, size = divmod(look, len(v.SIZES))
     shape, colour = divmod(look, len(v.COLOURS))
@@ -72,19 +76,19 @@ def _clause(form: int, look: int, motion: int, place: int) -> str:
     speed, direction = divmod(motion, len(v.DIRECTIONS))
     where = f" at the {v.PLACES[place]}" if place < len(v.PLACES) else ""
     movement = _motion(motion_form, speed, direction, bool(bounces), spin)
-    return OBJECT_TEMPLATES[form].format(
-        z=v.SIZES[size], c=v.COLOURS[colour], s=v.SHAPES[shape], p=where, m=movement
-    )
+    return OBJECT_TEMPLATES[form].format(z=v.SIZES[size], c=v.COLOURS[colour], s=v.SHAPES[shape], p=where, m=movement)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _backdrop(form: int, kind: int, first: int, second: int) -> str:
     names = v.BACKGROUND_COLOURS
     return BACKGROUND_TEMPLATES[kind][form].format(a=names[first], b=names[second])
 
 
 def captions(scenes: SceneBatch, seed: int, index: Tensor) -> list[str]:
-    """One caption of at most 60 words per scene; templates, the objects' order and wording are drawn by (seed, index (B,))."""
+    """One caption of at most 60 words per scene; templates, the objects' order and wording are drawn by
+    (seed, index (B,)).
+    """
     key = draws.stream(seed, index.to(scenes.device), "caption")
     known = facts(scenes)
     number = known["number"]
@@ -93,7 +97,7 @@ def captions(scenes: SceneBatch, seed: int, index: Tensor) -> list[str]:
     motion = (motion * 2 + known["bounces"].long()) * len(v.SPINS) + known["spin"]
     placed = (number <= 2) & draws.chance(key, "placed", 0.5)
     place = known["place"].masked_fill(~placed[:, None], len(v.PLACES))
-    slots = slot_numbers(scenes)
+    slots = torch.arange(scenes.present.shape[1], device=scenes.device)
     objects = draws.fork(key[:, None], slots)
     # Absent objects sort last; the others in a drawn order.
     order = (draws.bits(objects, "order") + (~scenes.present).long() * (1 << 24)).argsort(1)
@@ -102,10 +106,8 @@ def captions(scenes: SceneBatch, seed: int, index: Tensor) -> list[str]:
     whole = draws.integers(key, "scene form", len(SCENE_TEMPLATES)).tolist()
     backing = draws.integers(key, "background form", 2).tolist()
     leads = draws.chance(key, "style leads", 0.5).tolist()
-    rows = zip(
-        number.tolist(), *columns, whole, backing, scenes.background.tolist(), scenes.first.tolist(),
-        scenes.second.tolist(), scenes.style.tolist(), leads,
-    )  # fmt: skip
+    backdrop = [column.tolist() for column in (scenes.background, scenes.first, scenes.second, scenes.style)]
+    rows = zip(number.tolist(), *columns, whole, backing, *backdrop, leads, strict=True)
     result = []
     for count, forms, looks, motions, places, template, back, kind, first, second, style, lead in rows:
         clauses = [_clause(forms[k], looks[k], motions[k], places[k]) for k in range(count)]
@@ -121,11 +123,6 @@ def captions(scenes: SceneBatch, seed: int, index: Tensor) -> list[str]:
             text = f"{phrase} , {text}" if lead else f"{text} , {phrase}"
         result.append(text)
     return result
-
-
-def slot_numbers(scenes: SceneBatch) -> Tensor:
-    """(K,) slot numbers on the device of `scenes`."""
-    return scenes.present.new_ones(scenes.present.shape[1]).long().cumsum(0) - 1
 
 
 _PLACE = re.compile(r"\bat the (" + "|".join(sorted(v.PLACES, key=len, reverse=True)) + r")\b")
@@ -178,7 +175,9 @@ def parse_caption(text: str) -> dict[str, Any]:
 
 
 def describe(scenes: SceneBatch) -> list[dict[str, Any]]:
-    """Per scene the dictionary that `parse_caption` reads from any of its captions that states places (objects by slot)."""
+    """Per scene the dictionary that `parse_caption` reads from any of its captions that states places
+    (objects by slot).
+    """
     known = {name: value.tolist() for name, value in facts(scenes).items()}
     result = []
     for row in range(len(scenes)):
@@ -221,8 +220,15 @@ def caption_words() -> frozenset[str]:
     """Every word that a caption may use."""
     motion = [part for triple in MOTION_TEMPLATES for part in triple]
     backdrops = [form for forms in BACKGROUND_TEMPLATES for form in forms]
-    names = v.SHAPES + v.COLOURS + v.SIZES + v.DIRECTIONS + v.SPEEDS[1:] + v.SPINS[1:]
-    names += v.BACKGROUND_COLOURS + v.PLACES
-    listing = (NOTHING, ", and", "at the")
-    templates = OBJECT_TEMPLATES + STILL + TURNING + SCENE_TEMPLATES + STYLE_PHRASES + names + listing
-    return frozenset(words_of(*templates, *motion, *backdrops))
+    names = [
+        *v.SHAPES,
+        *v.COLOURS,
+        *v.SIZES,
+        *v.DIRECTIONS,
+        *v.SPEEDS[1:],
+        *v.SPINS[1:],
+        *v.BACKGROUND_COLOURS,
+        *v.PLACES,
+    ]
+    templates = [*OBJECT_TEMPLATES, *STILL, *TURNING, *SCENE_TEMPLATES, *STYLE_PHRASES, NOTHING, ", and", "at the"]
+    return frozenset(words_of(*templates, *motion, *backdrops, *names))

@@ -1,21 +1,23 @@
 """Edit pairs by (seed, index): a source scene, an instruction, the target scene, captions and the region that changes.
 
-What a pair is to show (the operation, the steps of a compound, how an addition is placed) is drawn from (seed, index) alone;
-then scenes and edits are drawn, attempt by attempt, until an edit of that very kind is proper. So operations that suit few scenes are
-as frequent as the others, and every pair is the same whatever batch it is drawn in.
+What a pair is to show (the operation, the steps of a compound, how an addition is placed) is drawn from
+(seed, index) alone; then scenes and edits are drawn, attempt by attempt, until an edit of that very kind is
+proper. So operations that suit few scenes are as frequent as the others, and every pair is the same whatever
+batch it is drawn in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import draws, edits
 from . import vocabulary as v
-from .edits import ADD, BACKGROUND_COLOUR, BACKGROUND_PATTERN, COMPOUND, RECOLOUR, REMOVE, RESHAPE, RESIZE, STYLE, Edit
+from .edits import ADD, BACKGROUND_COLOUR, BACKGROUND_PATTERN, COMPOUND, RECOLOUR, RESHAPE, RESIZE, Edit
 from .instructions import instructions
 from .language import captions
 from .render import render
@@ -35,10 +37,11 @@ _ATTEMPTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 class PairBatch:
     """B edit pairs.
 
-    source, target: scenes. operation, primary, secondary: (B,) int64 positions in OPERATIONS: the operation asked for and its
-    steps (primary equals operation and secondary is -1 except for compounds). object, secondary_object: (B,) slots of the objects
-    edited or added by the steps, -1 for edits of the whole scene. needs_motion: (B,) bool, an added object moves with another,
-    which one frame cannot show. instruction, source_caption, target_caption: B strings.
+    source, target: scenes. operation, primary, secondary: (B,) int64 positions in OPERATIONS: the operation
+    asked for and its steps (primary equals operation and secondary is -1 except for compounds). object,
+    secondary_object: (B,) slots of the objects edited or added by the steps, -1 for edits of the whole scene.
+    needs_motion: (B,) bool, an added object moves with another, which one frame cannot show. instruction,
+    source_caption, target_caption: B strings.
     """
 
     source: SceneBatch
@@ -58,15 +61,13 @@ class PairBatch:
 
     def __getitem__(self, rows: slice | Tensor) -> PairBatch:
         chosen = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows].tolist()
-        values: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            values[field.name] = [value[row] for row in chosen] if isinstance(value, list) else value[rows]
-        return PairBatch(**values)
+        return self._each(lambda x: [x[row] for row in chosen] if isinstance(x, list) else x[rows])
 
     def to(self, device: torch.device | str) -> PairBatch:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PairBatch(**{k: x if isinstance(x, list) else x.to(device) for k, x in moved.items()})
+        return self._each(lambda x: x if isinstance(x, list) else x.to(device))
+
+    def _each(self, change: Callable[[Any], Any]) -> PairBatch:
+        return PairBatch(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def _wishes(key: Tensor, operation: Tensor, split: str) -> _Wish:
     compound = operation == COMPOUND
     primary = torch.where(compound, steps[:, 0], operation)
     secondary = torch.where(compound, steps[:, 1], -1)
-    # A compound's addition goes to a place: beside an object that the other step changes, "beside" would be unclear.
+    # A compound's addition goes to a place: beside an object that the other step changes, "beside" would be
+    # unclear.
     manner = torch.where(compound, edits.AT_PLACE, draws.integers(key, "manner", 3))
     # Among unseen pairs, half the objects are unseen before the edit and half become so by it.
     creates = edits.is_any(primary, (RECOLOUR, RESHAPE)) & draws.chance(key, "unseen", 0.5)
@@ -104,7 +106,9 @@ def _wishes(key: Tensor, operation: Tensor, split: str) -> _Wish:
 
 
 def _second(key: Tensor, source: SceneBatch, between: SceneBatch, wish: _Wish, first: Edit) -> tuple[Edit, Tensor]:
-    """The second step of compounds, proposed on the scene `between` the steps, and whether it is proper (true without one)."""
+    """The second step of compounds, proposed on the scene `between` the steps, and whether it is proper (true
+    without one).
+    """
     none = wish.secondary < 0
     operation = wish.secondary.clamp_min(0)
     edit = edits.propose(draws.fork(key, 7), between, operation, wish.manner, torch.zeros_like(none))
@@ -174,8 +178,9 @@ def sample_pairs(
 ) -> PairBatch:
     """The pairs `index` (B,) int64 of `split` under `seed`, on the device of `index`.
 
-    The operation is uniform over `operations` (all when None), or operations[index % n] when `balanced`, for evaluations with equal
-    numbers per operation. Sources are plain drawings (no style), so that every edit shows.
+    The operation is uniform over `operations` (all when None), or operations[index % n] when `balanced`, for
+    evaluations with equal numbers per operation. Sources are plain drawings (no style), so that every edit
+    shows.
     """
     v.check_split(split)
     key = draws.stream(seed, index, f"pair/{split}")
@@ -193,13 +198,15 @@ def sample_pairs(
         good, pick = fine.any(1), fine.long().argmax(1)
         taken = (torch.arange(len(todo), device=index.device) * number + pick)[good]
         rows.append(todo[good])
-        found.append([part[taken] for part in result[:-1]])
+        source, target, first, second, _ = result
+        found.append((source[taken], target[taken], first[taken], second[taken]))
         todo = todo[~good]
     if todo.numel():
         raise RuntimeError(f"no proper edit in {tried} attempts for indices {index[todo][:8].tolist()} of {split!r}")
     back = torch.cat(rows).argsort() if rows else todo
-    source, target = (SceneBatch.cat([part[k] for part in found])[back] for k in (0, 1))
-    first, second = (Edit.cat([part[k] for part in found])[back] for k in (2, 3))
+    sources, targets, firsts, seconds = zip(*found, strict=True)
+    source, target = SceneBatch.cat(sources)[back], SceneBatch.cat(targets)[back]
+    first, second = Edit.cat(firsts)[back], Edit.cat(seconds)[back]
     return PairBatch(
         source=source,
         target=target,
@@ -217,6 +224,8 @@ def sample_pairs(
 
 @torch.no_grad()
 def render_pairs(pairs: PairBatch, frames: Tensor | None = None, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
-    """Source and target (B, T, 3, size, size) in [0, 1] and the mask (B, T, size, size), 1.0 exactly where any channel differs."""
+    """Source and target (B, T, 3, size, size) in [0, 1] and the mask (B, T, size, size), 1.0 exactly where
+    any channel differs.
+    """
     source, target = render(pairs.source, frames, size), render(pairs.target, frames, size)
     return source, target, (source != target).any(2).to(torch.float32)

@@ -1,13 +1,14 @@
 """Scenes to pixels: anti-aliased drawing from signed distances, vectorised over scenes and frames on any device.
 
-Each shape's signed distance is tabulated once per device on a fine grid; an object then costs one bilinear look-up per pixel
-instead of eight formulas and a selection. Distances are in units of the object's radius; the edge is one output pixel soft.
+Each shape's signed distance is tabulated once per device on a fine grid; an object then costs one bilinear
+look-up per pixel instead of eight formulas and a selection. Distances are in units of the object's radius;
+the edge is one output pixel soft.
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ def _polygon(x: Tensor, y: Tensor, corners: list[tuple[float, float]]) -> Tensor
     """Exact signed distance to a simple polygon: nearest edge, sign by counting crossings."""
     nearest = torch.full_like(x, math.inf)
     inside = torch.zeros_like(x, dtype=torch.bool)
-    for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1]):
+    for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
         ex, ey = bx - ax, by - ay
         along = (((x - ax) * ex + (y - ay) * ey) / (ex * ex + ey * ey)).clamp(0, 1)
         nearest = torch.minimum(nearest, torch.hypot(x - ax - along * ex, y - ay - along * ey))
@@ -49,7 +50,9 @@ def _on_circle(count: int, radii: tuple[float, ...]) -> list[tuple[float, float]
 
 
 def _heart(x: Tensor, y: Tensor) -> Tensor:
-    """Exact signed distance of two arcs and a corner (Quilez, 2D distance functions), scaled to fill the unit circle."""
+    """Exact signed distance of two arcs and a corner (Quilez, 2D distance functions), scaled to fill the unit
+    circle.
+    """
     scale = 1.62
     x, y = x.abs() / scale, -y / scale + 0.57
     lobe = torch.hypot(x - 0.25, y - 0.75) - math.sqrt(2) / 4
@@ -79,7 +82,7 @@ def shape_distance(name: str, x: Tensor, y: Tensor) -> Tensor:
     raise ValueError(f"unknown shape {name!r}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _atlas(device: torch.device) -> Tensor:
     """(1, 1, 8 * resolution, resolution): the distance tables of all shapes, one below the other."""
     with torch.inference_mode(False):
@@ -124,18 +127,24 @@ def _distances(scenes: SceneBatch, slot: int, centres: Tensor, radians: Tensor, 
 
 
 def _coverage(distance: Tensor, present: Tensor, size: int) -> Tensor:
-    """Alpha in [0, 1] from signed distances (B, T, H, W) in canvas pixels; consumes `distance`. Empty slots give 0."""
+    """Alpha in [0, 1] from signed distances (B, T, H, W) in canvas pixels; consumes `distance`. Empty slots
+    give 0.
+    """
     alpha = distance.mul_(-size / v.CANVAS).add_(0.5).clamp_(0, 1)
     return alpha.mul_(present.to(torch.float32)[:, None, None, None])
 
 
 def _background(scenes: SceneBatch, size: int) -> Tensor:
-    """(B, 1, 3, size, size): plain; gradient from the first colour at the top to the second; stripes; checkers from the top left."""
+    """(B, 1, 3, size, size): plain; gradient from the first colour at the top to the second; stripes;
+    checkers from the top left.
+    """
     line = _pixels(size, scenes.device)
     odd = torch.floor(line / v.TILE) % 2
     nothing = torch.zeros(size, size, device=scenes.device)
     stripes = odd.expand(size, size)
-    share = torch.stack((nothing, (line / v.CANVAS)[:, None].expand(size, size), stripes, (stripes - odd[:, None]).abs()))
+    share = torch.stack(
+        (nothing, (line / v.CANVAS)[:, None].expand(size, size), stripes, (stripes - odd[:, None]).abs())
+    )
     share = share[scenes.background][:, None, None]
     palette = v.table(v.BACKGROUND_RGB, scenes.device)
     first, second = palette[scenes.first], palette[scenes.second]
@@ -146,7 +155,7 @@ def _draw(scenes: SceneBatch, frames: Tensor, size: int) -> Tensor:
     centres, radians = scenes.centres(frames), torch.deg2rad(scenes.angles(frames))
     palette = v.table(v.COLOUR_RGB, scenes.device)
     canvas = _background(scenes, size).expand(-1, frames.shape[1], -1, -1, -1)
-    ink = torch.zeros(frames.shape + (size, size), device=scenes.device)
+    ink = torch.zeros((*frames.shape, size, size), device=scenes.device)
     for slot in range(scenes.present.shape[1]):
         distance = _distances(scenes, slot, centres, radians, size)
         present = scenes.present[:, slot]
@@ -156,7 +165,7 @@ def _draw(scenes: SceneBatch, frames: Tensor, size: int) -> Tensor:
         colour = palette[scenes.colour[:, slot]][:, None, :, None, None]
         canvas = torch.lerp(canvas, colour, alpha)  # alpha 0 leaves the canvas bit for bit
     style = scenes.style[:, None, None, None, None]
-    luma = sum(weight * canvas[:, :, channel] for channel, weight in enumerate(_LUMA))
+    luma = torch.stack([weight * canvas[:, :, c] for c, weight in enumerate(_LUMA)]).sum(0)
     canvas = torch.where(style == 1, luma[:, :, None], canvas)
     canvas = torch.where(style == 2, 1 - canvas, canvas)
     return torch.where(style == 3, 1 - ink[:, :, None], canvas).clamp_(0, 1)
@@ -171,8 +180,8 @@ def _pieces(scenes: SceneBatch, frames: Tensor, size: int) -> int:
 def render(scenes: SceneBatch, frames: Tensor | None = None, size: int = 64) -> Tensor:
     """(B, T, 3, size, size) float32 in [0, 1].
 
-    frames: (T,) or (B, T) int64 in 0..16, the same or different ones per scene; all 17 when None. Styles act on the finished
-    picture: grey is its luma, inverted its negative, outline black contours on white paper.
+    frames: (T,) or (B, T) int64 in 0..16, the same or different ones per scene; all 17 when None. Styles act
+    on the finished picture: grey is its luma, inverted its negative, outline black contours on white paper.
     """
     frames = _frames(scenes, frames)
     step = _pieces(scenes, frames, size)
@@ -187,7 +196,7 @@ def object_masks(scenes: SceneBatch, frames: Tensor | None = None, size: int = 6
     """(B, K, T, size, size) float32 in [0, 1]: how much of each pixel each object covers, styles left aside."""
     frames = _frames(scenes, frames)
     step = _pieces(scenes, frames, size)
-    result = torch.zeros((len(scenes), scenes.present.shape[1]) + (frames.shape[1], size, size), device=scenes.device)
+    result = torch.zeros((len(scenes), scenes.present.shape[1], frames.shape[1], size, size), device=scenes.device)
     for begin in range(0, len(scenes), step):
         part, times = scenes[begin : begin + step], frames[begin : begin + step]
         centres, radians = part.centres(times), torch.deg2rad(part.angles(times))

@@ -1,14 +1,14 @@
 """Scenes as batches of tensors, their exact motion, and sampling them by (seed, index).
 
-A scene is up to three objects that never touch over a background. Positions and velocities are multiples of 1/32 pixel, so paths
-and the tests on them are exact in float32, hence equal on every device. Layouts are proposed many at a time and the first
-without overlap at any frame is taken.
+A scene is up to three objects that never touch over a background. Positions and velocities are multiples of
+1/32 pixel, so paths and the tests on them are exact in float32, hence equal on every device. Layouts are
+proposed many at a time and the first without overlap at any frame is taken.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -19,19 +19,22 @@ from . import vocabulary as v
 _GRID = 32.0
 _STILL_SHARE = 0.25
 _FREE_SHARE = 0.75  # of moving objects, those that start where they reach no wall within the clip
-# Layouts proposed per scene, round by round. The first rounds move objects about but keep the sizes and motions drawn first,
-# else crowded scenes would mostly hold small objects standing still; what fits in none gets the safe layout.
-_ROUNDS = ((8, "size", "motion"), (24, "motion"), (64,))
+_TRIES = 16  # places tried for each object beside those that stand already
+# Layouts built per scene until one works: the first keep the sizes and motions drawn at first, the next the
+# motions, the last nothing. Else crowded scenes would mostly hold small objects standing still. What fits in
+# none gets the safe layout.
+_LAYOUTS = (("size", "motion"),) * 3 + (("motion",),) * 8 + ((),) * 4
 
 
 @dataclass(frozen=True)
 class SceneBatch:
     """B scenes of K object slots; an empty slot holds the canonical values of `empty`.
 
-    present: (B, K) bool. shape, colour, size, direction, speed: (B, K) int64, positions in the tuples of `vocabulary`
-    (speed 0 stands still and then direction is 0). start, low, high: (B, K, 2) float32, centre at frame 0 and the walls
-    between which the centre bounces, pixels (x, y). angle: (B, K) degrees at frame 0; spin: (B, K) degrees per frame.
-    background, first, second: (B,) int64, kind and colours (for plain, second equals first). style: (B,) int64.
+    present: (B, K) bool. shape, colour, size, direction, speed: (B, K) int64, positions in the tuples of
+    `vocabulary` (speed 0 stands still and then direction is 0). start, low, high: (B, K, 2) float32, centre
+    at frame 0 and the walls between which the centre bounces, pixels (x, y). angle: (B, K) degrees at frame
+    0; spin: (B, K) degrees per frame. background, first, second: (B,) int64, kind and colours (for plain,
+    second equals first). style: (B,) int64.
     """
 
     present: Tensor
@@ -90,7 +93,9 @@ class SceneBatch:
         return SceneBatch(**{f.name: torch.cat([getattr(b, f.name) for b in batches]) for f in fields(SceneBatch)})
 
     def canonical(self) -> SceneBatch:
-        """The same scenes with empty slots, still objects, round shapes and plain backgrounds in their one agreed form."""
+        """The same scenes, each in one form: what does not show (in empty slots, for instance) has agreed
+        values.
+        """
         empty = ~self.present
         still = empty | (self.speed == 0)
         unturned = empty | v.table(v.ROUND, self.device)[self.shape]
@@ -151,7 +156,7 @@ def clear(centres: Tensor, bounds: Tensor, present: Tensor) -> Tensor:
 
 
 def distinct(shape: Tensor, colour: Tensor, size: Tensor, present: Tensor) -> Tensor:
-    """(...) bool: no two present objects share shape, colour and size, so words can tell every object from the others."""
+    """(...) bool: no two present objects share shape, colour and size, so that words can tell all apart."""
     code = (shape * len(v.COLOURS) + colour) * len(v.SIZES) + size
     fine = torch.ones_like(present[..., 0])
     for one in range(present.shape[-1]):
@@ -173,19 +178,20 @@ def held_out(scenes: SceneBatch) -> Tensor:
 
 
 def sample_scenes(seed: int, index: Tensor, split: str = "train") -> SceneBatch:
-    """The scenes `index` (B,) int64 of `split` under `seed`, on the device of `index`; splits are disjoint streams."""
+    """The scenes `index` (B,) int64 of `split` under `seed`, on the device of `index`; splits are disjoint
+    streams.
+    """
     v.check_split(split)
     unseen = torch.full_like(index, split == "test_combination", dtype=torch.bool)
     return scenes_from_keys(draws.stream(seed, index, f"scene/{split}"), split, styled=True, unseen=unseen)
 
 
-def scenes_from_keys(
-    key: Tensor, split: str, styled: bool, unseen: Tensor, count: Tensor | None = None
-) -> SceneBatch:
+def scenes_from_keys(key: Tensor, split: str, styled: bool, unseen: Tensor, count: Tensor | None = None) -> SceneBatch:
     """Scenes from keys (B,).
 
-    Without `styled` all are plain drawings. unseen (B,) bool: the first object's colour-shape pair is one kept from training (all
-    others are trained ones, except in the split pretrain). count (B,) int64: how many objects, -1 for any number of the split.
+    Without `styled` all are plain drawings. unseen (B,) bool: the first object's colour-shape pair is one
+    kept from training (all others are trained ones, except in the split pretrain). count (B,) int64: how many
+    objects, -1 for any number of the split.
     """
     device, batch = key.device, key.shape[0]
     slots = torch.arange(v.MAX_OBJECTS, device=device)
@@ -234,7 +240,10 @@ def scenes_from_keys(
 
 
 def _numbers(key: Tensor, split: str) -> Tensor:
-    """(B,) how many objects: 3 for test_three, 1 to 3 for pretrain (with a few empty scenes, as removal leaves them), else 1 or 2."""
+    """(B,) how many objects: 3 for test_three, 1 to 3 for pretrain, else 1 or 2.
+
+    Pretraining also shows a few empty scenes, because removing the only object leaves one.
+    """
     if split == "test_three":
         return torch.full_like(key, 3)
     if split == "pretrain":
@@ -243,57 +252,71 @@ def _numbers(key: Tensor, split: str) -> Tensor:
 
 
 def _layouts(key: Tensor, shape: Tensor, colour: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Size, direction, speed (B, K) and start (B, K, 2): the first proposal that is clear and distinct, else the safe layout."""
-    size, direction, speed, start = _safe_layout(key)
+    """Size, direction, speed (B, K), start (B, K, 2): the first layout that is clear and distinct, else the
+    safe one.
+    """
+    result = _safe_layout(key)
     todo = torch.arange(key.shape[0], device=key.device)
-    proposed = 0
-    times = torch.arange(v.FRAMES, device=key.device, dtype=torch.float32)
-    for number, *kept in _ROUNDS:
+    for number, kept in enumerate(_LAYOUTS):
         if todo.numel() == 0:
             break
-        rounds = torch.arange(proposed, proposed + number, device=key.device)
-        proposed += number
-        layouts = draws.fork(key[todo][:, None], rounds + 1000)  # clear of the objects' own counters
-        fixed = key[todo][:, None].expand(layouts.shape)
-        sizes, directions, speeds, starts = _propose(
-            layouts, fixed if "size" in kept else layouts, fixed if "motion" in kept else layouts
-        )
-        bounds = v.table(v.BOUNDS, key.device)[sizes]
-        walls = bounds[..., None].expand(starts.shape)
-        centres = paths(starts, velocity(directions, speeds), walls, v.CANVAS - walls, times)
-        there = present[todo][:, None].expand(sizes.shape)
-        fine = clear(centres, bounds, there)
-        fine &= distinct(shape[todo][:, None], colour[todo][:, None], sizes, there)
-        found, chosen = fine.any(1), fine.long().argmax(1)
-        rows, chosen = todo[found], chosen[found]
-        for whole, part in ((size, sizes), (direction, directions), (speed, speeds), (start, starts)):
-            whole[rows] = part[found][torch.arange(rows.numel(), device=key.device), chosen]
-        todo = todo[~found]
-    return size, direction, speed, start
+        whole = key[todo]
+        own = draws.fork(whole, 1000 + number)  # clear of the counters of the objects
+        size_key, motion_key = (whole if name in kept else own for name in ("size", "motion"))
+        *layout, fine = _build(own, size_key, motion_key, present[todo])
+        fine = fine & distinct(shape[todo], colour[todo], layout[0], present[todo])
+        for values, new in zip(result, layout, strict=True):
+            values[todo[fine]] = new[fine]
+        todo = todo[~fine]
+    return result
 
 
-def _propose(key: Tensor, size_key: Tensor, motion_key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Layouts -> sizes, directions, speeds (B, M, K), starts (B, M, K, 2) inside the frame; overlaps are not looked at.
+def _build(
+    key: Tensor, size_key: Tensor, motion_key: Tensor, present: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Objects placed one after another, each at the first of several places that is clear of those before it.
 
-    Keys (B, M) of the positions, of the sizes and of the motions.
+    Keys (B,) of the places, the sizes and the motions -> size, direction, speed (B, K), start (B, K, 2), and
+    (B,) bool: all present objects found a place.
     """
-    slots = torch.arange(v.MAX_OBJECTS, device=key.device)
-    objects, motions = draws.fork(key[..., None], slots), draws.fork(motion_key[..., None], slots)
-    size = draws.integers(draws.fork(size_key[..., None], slots), "size", len(v.SIZES))
+    device, slots = key.device, torch.arange(v.MAX_OBJECTS, device=key.device)
+    objects, motions = draws.fork(key[:, None], slots), draws.fork(motion_key[:, None], slots)
+    size = draws.integers(draws.fork(size_key[:, None], slots), "size", len(v.SIZES))
     moving = ~draws.chance(motions, "still", _STILL_SHARE)
     speed = (1 + draws.integers(motions, "speed", 2)) * moving
     direction = draws.integers(motions, "direction", 8) * moving
-    bounds = v.table(v.BOUNDS, key.device)[size][..., None]
-    low, high = bounds, v.CANVAS - bounds
+    step = velocity(direction, speed)
+    bounds = v.table(v.BOUNDS, device)[size]
+    walls = bounds[..., None].expand(-1, -1, 2)
     # Starting this far from the wall ahead, an object does not reach it before the last frame.
-    travel = velocity(direction, speed) * (v.FRAMES - 1) * draws.chance(motions, "free", _FREE_SHARE)[..., None]
-    low, high = low + (-travel).clamp_min(0), high - travel.clamp_min(0)
-    place = torch.stack((draws.uniform(objects, "x"), draws.uniform(objects, "y")), -1)
-    return size, direction, speed, torch.round((low + (high - low) * place) * _GRID) / _GRID
+    travel = step * (v.FRAMES - 1) * draws.chance(motions, "free", _FREE_SHARE)[..., None]
+    low, high = walls + (-travel).clamp_min(0), v.CANVAS - walls - travel.clamp_min(0)
+    tries = draws.fork(objects[..., None], torch.arange(_TRIES, device=device))
+    place = torch.stack((draws.uniform(tries, "x"), draws.uniform(tries, "y")), -1)  # (B, K, tries, 2)
+    places = torch.round((low[:, :, None] + (high - low)[:, :, None] * place) * _GRID) / _GRID
+    times = torch.arange(v.FRAMES, device=device, dtype=torch.float32)
+    rows = torch.arange(key.shape[0], device=device)
+    fine = torch.ones_like(present[:, 0])
+    starts: list[Tensor] = []
+    centres: list[Tensor] = []
+    for slot in range(v.MAX_OBJECTS):
+        wall = walls[:, slot, None].expand(places[:, slot].shape)
+        ways = paths(places[:, slot], step[:, slot, None].expand(wall.shape), wall, v.CANVAS - wall, times)
+        free = torch.ones_like(ways[..., 0, 0], dtype=torch.bool)
+        for other, centre in enumerate(centres):
+            gap = (ways - centre[:, None]).square().sum(-1).amin(-1)
+            free &= (gap >= (bounds[:, slot] + bounds[:, other]).square()[:, None]) | ~present[:, other, None]
+        chosen = free.long().argmax(1)
+        fine = fine & (free.any(1) | ~present[:, slot])
+        starts.append(places[rows, slot, chosen])
+        centres.append(ways[rows, chosen])
+    return size, direction, speed, torch.stack(starts, 1), fine
 
 
 def _safe_layout(key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Objects of three different sizes standing still in three of the four quarters of the frame, in a drawn order."""
+    """Objects of three different sizes standing still in three of the four quarters of the frame, in a drawn
+    order.
+    """
     slots = torch.arange(v.MAX_OBJECTS, device=key.device).expand(key.shape[0], -1)
     quarter = (slots + draws.integers(key, "quarter", 4)[:, None]) % 4
     start = torch.stack((16.0 + 32.0 * (quarter % 2), 16.0 + 32.0 * (quarter // 2)), -1)
@@ -304,8 +327,9 @@ def _safe_layout(key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def facts(scenes: SceneBatch) -> dict[str, Tensor]:
     """What an evaluation can check.
 
-    (B, K): present, shape, colour, size, motion (0 to 7 as in DIRECTIONS, the direction at the start; 8 still), speed, spin
-    (as in SPINS), bounces, place (3 x 3 cell of the first frame, as in PLACES); (B,): background, first, second, style, number.
+    (B, K): present, shape, colour, size, motion (0 to 7 as in DIRECTIONS, the direction at the start; 8
+    still), speed, spin (as in SPINS), bounces, place (3 x 3 cell of the first frame, as in PLACES); (B,):
+    background, first, second, style, number.
     """
     cell = (scenes.start / (v.CANVAS / 3)).long().clamp(0, 2)
     return {
@@ -327,5 +351,5 @@ def facts(scenes: SceneBatch) -> dict[str, Tensor]:
 
 
 def direction_labels(scenes: SceneBatch) -> Tensor:
-    """(B, K) int64: 0 to 7 as in DIRECTIONS for objects that move, 8 for those that stand still (and for empty slots)."""
+    """(B, K) int64: 0 to 7 as in DIRECTIONS for objects that move, 8 for still ones and empty slots."""
     return torch.where(scenes.speed > 0, scenes.direction, torch.full_like(scenes.direction, 8))

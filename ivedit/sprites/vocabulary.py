@@ -1,12 +1,13 @@
 """The names of the sprite world and what they stand for: shapes, colours, sizes, motions, backgrounds, places, splits.
 
-Tensors hold positions in these tuples. Object colours and background colours are disjoint sets of words and well apart in RGB,
-so an object can be seen on every background and a caption says without doubt what a colour word belongs to.
+Tensors hold positions in these tuples. Object colours and background colours are disjoint sets of words and
+well apart in RGB, so an object can be seen on every background and a caption says without doubt what a colour
+word belongs to.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ CANVAS = 64.0  # all coordinates are in pixels of a 64 x 64 frame, x to the righ
 MAX_OBJECTS = 3
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
-ROUND = (True, False, False, False, False, True, False, False)  # turning these shows nothing, so their angle is always 0
+# Turning a round shape shows nothing, so its angle is always 0.
+ROUND = tuple(name in ("circle", "ring") for name in SHAPES)
 
 COLOURS = ("red", "green", "blue", "yellow", "cyan", "purple", "pink", "white")
 COLOUR_RGB = (
@@ -25,19 +27,21 @@ COLOUR_RGB = (
     (0.10, 0.30, 0.98),
     (1.00, 0.93, 0.10),
     (0.10, 0.90, 0.95),
-    (0.55, 0.08, 0.78),
+    (0.64, 0.18, 0.92),
     (1.00, 0.42, 0.70),
     (1.00, 1.00, 1.00),
 )
 
 SIZES = ("small", "medium", "large")
 RADII = (7.0, 10.0, 13.5)
-# Radius of the circle that holds a shape at any angle, its soft edge included; multiples of 1/8 keep layouts exact in float32.
+# Radius of the circle that holds a shape at any angle, its soft edge included; multiples of 1/8 keep layouts
+# exact in float32.
 BOUNDS = (8.5, 11.75, 15.625)
 
 DIRECTIONS = ("right", "down right", "down", "down left", "left", "up left", "up", "up right")
 SPEEDS = ("still", "slowly", "quickly")
-# Pixels per frame in multiples of 1/32, so that paths are exact; diagonals are shorter per axis for an equal pace.
+# Pixels per frame in multiples of 1/32, so that paths are exact; diagonals are shorter per axis for an equal
+# pace.
 STRAIGHT = (0.0, 24 / 32, 48 / 32)
 DIAGONAL = (0.0, 17 / 32, 34 / 32)
 HEADINGS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
@@ -68,8 +72,8 @@ RELATIONS = ("left of", "right of", "above", "below")
 RELATION_STEPS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 GAP = 2.0  # pixels between the bounding circles of an added object and of the object that it was placed beside
 
-# The colour of the colour-shape pair that training never shows, per shape: a permutation, so that every shape and every
-# colour is trained in seven of its eight pairs.
+# The colour of the colour-shape pair that training never shows, per shape: a permutation, so that every shape
+# and every colour is trained in seven of its eight pairs.
 HELD_OUT_COLOUR = (5, 3, 0, 2, 7, 4, 1, 6)
 HELD_OUT_SHAPE = tuple(HELD_OUT_COLOUR.index(colour) for colour in range(len(COLOURS)))
 
@@ -88,7 +92,7 @@ OPERATIONS = (
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def table(values: tuple, device: torch.device) -> Tensor:
     """The tuple as a tensor on `device`, made once per device."""
     with torch.inference_mode(False):
