@@ -1,0 +1,198 @@
+"""Pairs from a user's local folder: a table (see `ivedit.data.table`) and image files.
+
+Images are opened one by one when they are needed; a broken one is skipped by name (`BadRecord`), not fatal. Some
+rows are held out for validation: those that a `split` column says, else a share by hash of the source image, so
+that the same image is never on both sides and the choice does not change when rows are reordered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL import __version__ as pillow_version
+from torch import Tensor
+
+from ivedit.config import Config
+from ivedit.data import images
+from ivedit.data.record import BadRecord, PairReader, PairRecord, PairTexts, as_float, register_reader
+from ivedit.data.table import TableRow, read_table
+from ivedit.errors import ConfigError
+
+__all__ = ["FolderReader", "split_rows"]
+
+log = logging.getLogger(__name__)
+
+_VALIDATION = ("val", "validation", "valid")
+_MOST_HELD_OUT = 0.1  # of the rows, where the table does not say
+
+
+def split_rows(rows: Sequence[TableRow], split: str, count: int) -> list[TableRow]:
+    """The rows of one split, in table order.
+
+    Args:
+        rows: The whole table.
+        split: "train" or "val".
+        count: Number of validation pairs wanted; without a `split` column at most a tenth of the rows are held out.
+
+    Raises:
+        ConfigError: one of the two splits would be empty.
+    """
+    if any(row.split for row in rows):
+        held = [row for row in rows if (row.split or "").lower() in _VALIDATION][:count]
+        training = [row for row in rows if (row.split or "train").lower() == "train"]
+        if not held or not training:
+            raise ConfigError(
+                f"data.columns.split: the table has {len(training)} rows of split train and {len(held)} of split val; "
+                "both need some"
+            )
+    else:
+        wanted = min(count, max(1, int(len(rows) * _MOST_HELD_OUT)))
+        hashed = {row.group: hashlib.sha256(row.group.encode()).digest() for row in rows}
+        first = sorted(rows, key=lambda row: hashed[row.group])[:wanted]
+        groups = {row.group for row in first}
+        held = [row for row in rows if row.group in groups][:wanted]
+        training = [row for row in rows if row.group not in groups]
+        if not training:
+            raise ConfigError(
+                f"data.table: {len(rows)} rows with one source image cannot be divided into training and validation; "
+                "add pairs, or a split column"
+            )
+    return training if split == "train" else held
+
+
+class FolderReader(PairReader):
+    """Pairs of one split of a folder.
+
+    Args:
+        folder: Directory that holds the table and the images.
+        rows: The split's rows.
+        height, width: Size that images are scaled (to cover) and centre-cropped to.
+        unequal_size: "refuse" a pair whose images differ in size, or "resize" the target to the source's.
+        seed, flip: As for every reader.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rows: Sequence[TableRow],
+        *,
+        height: int,
+        width: int,
+        unequal_size: str = "refuse",
+        seed: int = 0,
+        flip: float = 0.0,
+    ) -> None:
+        super().__init__(seed=seed, flip=flip)
+        self.root = folder.resolve()
+        self.rows = list(rows)
+        self.height = height
+        self.width = width
+        self.unequal_size = unequal_size
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def texts(self, indices: Sequence[int]) -> list[PairTexts]:
+        return [self.rows[i].texts for i in indices]
+
+    def _name(self, row: TableRow, path: Path | None, what: str) -> str:
+        return f"{row.texts.id} ({path.relative_to(self.root) if path else what})"
+
+    def _open(self, row: TableRow, what: str) -> Image.Image:
+        path = {"source": row.source, "target": row.target, "mask": row.mask}[what]
+        name = self._name(row, path, what)
+        if path is None:
+            raise BadRecord(name, f"the table names no {what} image")
+        return images.read_image(path, name, "L" if what == "mask" else "RGB")
+
+    def _images(self, row: TableRow) -> tuple[Image.Image, Image.Image]:
+        """Both images at the same size, not yet cropped."""
+        if not row.texts.instructions:
+            raise BadRecord(row.texts.id, "has no instruction")
+        source, target = self._open(row, "source"), self._open(row, "target")
+        return source, self._same_size(row, target, source.size, "target")
+
+    def _same_size(self, row: TableRow, image: Image.Image, size: tuple[int, int], what: str) -> Image.Image:
+        if image.size == size:
+            return image
+        if self.unequal_size == "refuse":
+            raise BadRecord(
+                row.texts.id,
+                f"source is {size[0]}x{size[1]} but {what} is {image.size[0]}x{image.size[1]}; "
+                "data.unequal_size=resize would scale it",
+            )
+        return image.resize(size, Image.Resampling.BOX if what == "mask" else Image.Resampling.BICUBIC)
+
+    def load_pixels(self, index: int) -> tuple[Tensor, Tensor]:
+        source, target = self._images(self.rows[index])
+        return self._pixels(source), self._pixels(target)
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        return images.to_tensor(images.fit(image, self.height, self.width))
+
+    def load(self, index: int) -> PairRecord:
+        row = self.rows[index]
+        source, target = self._images(row)
+        mask = None
+        if row.mask is not None:
+            mask = images.fit_mask(
+                self._same_size(row, self._open(row, "mask"), source.size, "mask"), self.height, self.width
+            )
+        words = row.texts
+        return PairRecord(
+            id=words.id,
+            source=as_float(self._pixels(source)),
+            target=as_float(self._pixels(target)),
+            instruction=words.instructions[0],
+            source_caption=words.source_caption,
+            target_caption=words.target_caption,
+            mask=mask,
+            operation=words.operation,
+            alternatives=words.instructions,
+        )
+
+    def keys(self, indices: Sequence[int]) -> list[str]:
+        transform = f"{images.TRANSFORM} {self.height}x{self.width} {self.unequal_size} pillow {pillow_version}"
+        return [
+            f"folder {transform} {_state(self.rows[i].source)} {_state(self.rows[i].target)}" for i in indices
+        ]
+
+
+def _state(path: Path | None) -> str:
+    """What changes when a file's bytes change. The change time, which no program can set back, guards against tools
+    that keep the modification time; copying a folder therefore costs one new encoding, never a stale one."""
+    if path is None:
+        return "none"
+    try:
+        stat = path.stat()
+    except OSError:
+        return f"{path} missing"
+    return f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+
+
+@register_reader("folder")
+def _from_config(cfg: Config, split: str, *, device: Any = "cpu") -> FolderReader:
+    data = cfg.data
+    if data.path is None:
+        raise ConfigError("data.path: reader=folder needs the directory that holds the table and the images")
+    folder = Path(data.path)
+    table = read_table(folder, data.table, dict(data.columns))
+    rows = split_rows(table, split, data.validation_pairs)
+    wanted = data.pairs if split == "train" else data.validation_pairs
+    if len(rows) < wanted:
+        field = "data.pairs" if split == "train" else "data.validation_pairs"
+        log.info("%s=%d, but %s offers %d: using those", field, wanted, data.table, len(rows))
+    return FolderReader(
+        folder,
+        rows[:wanted],
+        height=data.height,
+        width=data.width,
+        unequal_size=data.unequal_size,
+        seed=cfg.seed,
+        flip=data.flip if split == "train" else 0.0,
+    )

@@ -1,0 +1,191 @@
+"""The table of a user's folder of pairs: CSV or JSONL with paths to image files, read through HF `datasets`.
+
+It is read and checked whole before anything trains: columns, ids and paths are either right or named in one error.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ivedit.data.record import PairTexts
+from ivedit.errors import ConfigError, or_nearest
+
+__all__ = ["TableRow", "read_table", "some"]
+
+REQUIRED = ("source", "target", "instruction")
+OPTIONAL = ("id", "source_caption", "target_caption", "mask", "operation", "split")
+_SHOWN = 5  # names in one error message
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row of the table; paths are resolved and lie inside the folder (None: the cell was empty)."""
+
+    texts: PairTexts
+    source: Path | None
+    target: Path | None
+    mask: Path | None
+    group: str  # rows with the same group (source image) are never divided between training and validation
+    split: str | None
+
+
+def read_table(folder: Path, table: str, columns: dict[str, str]) -> list[TableRow]:
+    """Read and check the table of a folder of pairs.
+
+    Args:
+        folder: Directory that holds table and images.
+        table: CSV or JSONL file, relative to `folder`.
+        columns: Column of the table for each field of a pair; fields left out are looked for under their own name.
+            An instruction may be a list (a JSON list in a CSV cell): one is drawn per epoch.
+
+    Raises:
+        ConfigError: no such folder or table, unknown fields, missing columns, repeated ids, or paths that lead out
+            of the folder; all of them at once where they can be known together.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"data.path: {str(folder)!r} is not a directory")
+    root = folder.resolve()
+    path = (root / table).resolve()
+    if not path.is_relative_to(root):
+        raise ConfigError(f"data.table: {table!r} leads out of data.path {str(folder)!r}")
+    if not path.is_file():
+        raise ConfigError(f"data.table: there is no file {table!r} in {str(folder)!r}")
+    rows = _read_csv(path) if path.suffix.lower() == ".csv" else _read_jsonl(path)
+    if not rows:
+        raise ConfigError(f"data.table: {table!r} has no rows")
+    names = _column_names(rows, columns, table)
+    return _checked(root, [{field: row.get(column) for field, column in names.items()} for row in rows], table)
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    from datasets import Features, Value, load_dataset
+
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        header = next(csv.reader(file), [])
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if not header or twice:
+        what = f"repeats the column {', '.join(twice)}" if twice else "is empty"
+        raise ConfigError(f"data.table: {path.name!r} {what}")
+    # Everything is text: guessing types would turn the id 007 into 7 and the instruction "none" into nothing.
+    features = Features({name: Value("string") for name in header})
+    return _rows(
+        lambda: load_dataset(
+            "csv", data_files=_literal(path), split="train", streaming=True, features=features,
+            keep_default_na=False, encoding="utf-8-sig",
+        ),
+        path,
+    )
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    from datasets import load_dataset
+
+    if path.suffix.lower() not in (".jsonl", ".json", ".ndjson"):
+        raise ConfigError(f"data.table: {path.name!r} must end in .csv or .jsonl")
+    if path.stat().st_size == 0:
+        raise ConfigError(f"data.table: {path.name!r} is empty")
+    return _rows(lambda: load_dataset("json", data_files=_literal(path), split="train", streaming=True), path)
+
+
+def _literal(path: Path) -> str:
+    """`datasets` takes patterns: brackets and stars of a real name are quoted."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path))
+
+
+def _rows(load: Any, path: Path) -> list[dict[str, Any]]:
+    try:
+        return [dict(row) for row in load()]
+    except Exception as problem:  # `datasets` wraps parser errors in many types of its own
+        cause = problem.__cause__ or problem
+        first = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise ConfigError(f"data.table: {path.name!r} cannot be read: {first}") from problem
+
+
+def _column_names(rows: list[dict[str, Any]], columns: dict[str, str], table: str) -> dict[str, str]:
+    """Field -> column for every field that the table has."""
+    known = (*REQUIRED, *OPTIONAL)
+    there = list(dict.fromkeys(name for row in rows for name in row))
+    problems = [f"data.columns: {field!r} is no field of a pair: {or_nearest(field, known)}"
+                for field in columns if field not in known]
+    names: dict[str, str] = {}
+    for field in known:
+        column = columns.get(field, field)
+        if column in there:
+            names[field] = column
+        elif field in columns or field in REQUIRED:
+            problems.append(
+                f"data.columns.{field}: {table!r} has no column {column!r} (it has {', '.join(there)})"
+            )
+    if problems:
+        raise ConfigError(problems)
+    return names
+
+
+def _checked(root: Path, rows: list[dict[str, Any]], table: str) -> list[TableRow]:
+    """Rows by field to `TableRow`s, or one error that names repeated ids and escaping paths."""
+    escaping: list[str] = []
+    result: list[TableRow] = []
+    for number, row in enumerate(rows):
+        name = _text(row.get("id")) or f"row-{number:06d}"
+        paths: dict[str, Path | None] = {}
+        for field in ("source", "target", "mask"):
+            value = _text(row.get(field))
+            path = None if value is None else _inside(root, value)
+            if value is not None and path is None:
+                escaping.append(f"{name}: {value!r}")
+            paths[field] = path
+        words = PairTexts(
+            id=name,
+            instructions=_instructions(row.get("instruction")),
+            source_caption=_text(row.get("source_caption")),
+            target_caption=_text(row.get("target_caption")),
+            operation=_text(row.get("operation")),
+        )
+        group = _text(row.get("source")) or name
+        result.append(TableRow(words, paths["source"], paths["target"], paths["mask"], group, _text(row.get("split"))))
+    problems: list[str] = []
+    if escaping:
+        problems.append(f"data.table: {table!r} has paths that lead out of data.path: {some(escaping)}")
+    repeated = [name for name, count in Counter(row.texts.id for row in result).items() if count > 1]
+    if repeated:
+        problems.append(f"data.table: {table!r} repeats the id {some(repeated)}; ids must be unique")
+    if problems:
+        raise ConfigError(problems)
+    return result
+
+
+def _inside(root: Path, value: str) -> Path | None:
+    """The file that a cell names, links followed; None when it lies outside `root`."""
+    try:
+        path = (root / value).resolve()
+    except (ValueError, OSError, RuntimeError):  # a null character, a name too long, a loop of links
+        return None
+    return path if path.is_relative_to(root) else None
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or str(value).strip() == "" else str(value).strip()
+
+
+def _instructions(value: Any) -> tuple[str, ...]:
+    """All alternatives in a cell: a list, a JSON list as text, or one text."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            parsed = json.loads(value)
+        except json.JSONDecodeError:
+            parsed = value  # a sentence that happens to start with a bracket
+        value = parsed if isinstance(parsed, list) else value
+    several = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(str(one).strip() for one in several if one is not None and str(one).strip())
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, for an error message."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
