@@ -234,7 +234,7 @@ def proper(scenes: SceneBatch, edit: Edit) -> Tensor:
     fits = there & ((edit.naming == BY_IT) | (matches(scenes, edit.slot, edit.naming) == 1))
     fine = ~named | fits
     fine &= (op != RECOLOUR) | (picked(scenes.colour, edit.slot) != edit.colour)
-    fine &= (op != RESHAPE) | (picked(scenes.shape, edit.slot) != edit.shape)
+    fine &= (op != RESHAPE) | ((picked(scenes.shape, edit.slot) != edit.shape) & _angle_shows(scenes, edit.slot))
     fine &= (op != RESIZE) | (picked(scenes.size, edit.slot) != edit.size)
     fine &= (op != ADD) | ~scenes.present.all(1)
     fine &= (op != BACKGROUND_PATTERN) | (scenes.background != edit.background)
@@ -242,6 +242,12 @@ def proper(scenes: SceneBatch, edit: Edit) -> Tensor:
     fine &= (op != BACKGROUND_COLOUR) | (new_first & (edit.second != scenes.second))
     fine &= (op != STYLE) | (scenes.style != edit.style)
     return fine & well_formed(apply_edit(scenes, edit))
+
+
+def _angle_shows(scenes: SceneBatch, slot: Tensor) -> Tensor:
+    """(B,) bool: any single frame tells the angle of the object in `slot`, which a reshaping carries over."""
+    half = v.table(v.SYMMETRY, scenes.device)[picked(scenes.shape, slot)] / 2
+    return picked(scenes.angles().abs().amax(-1), slot) < half
 
 
 def follows(scenes: SceneBatch, edit: Edit) -> Tensor:

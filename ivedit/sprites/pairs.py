@@ -183,6 +183,7 @@ def sample_pairs(
     shows.
     """
     v.check_split(split)
+    index = index.long()
     key = draws.stream(seed, index, f"pair/{split}")
     wish = _wishes(key, _operations(key, index, operations, balanced), split)
     todo = torch.arange(len(index), device=index.device)

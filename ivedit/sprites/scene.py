@@ -182,6 +182,7 @@ def sample_scenes(seed: int, index: Tensor, split: str = "train") -> SceneBatch:
     streams.
     """
     v.check_split(split)
+    index = index.long()
     unseen = torch.full_like(index, split == "test_combination", dtype=torch.bool)
     return scenes_from_keys(draws.stream(seed, index, f"scene/{split}"), split, styled=True, unseen=unseen)
 

@@ -19,6 +19,8 @@ MAX_OBJECTS = 3
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
 # Turning a round shape shows nothing, so its angle is always 0.
 ROUND = tuple(name in ("circle", "ring") for name in SHAPES)
+# Degrees after which a turned shape looks as before: turned by less than half of this, its angle shows in any frame.
+SYMMETRY = (360.0, 90.0, 120.0, 72.0, 90.0, 360.0, 180.0, 360.0)
 
 COLOURS = ("red", "green", "blue", "yellow", "cyan", "purple", "pink", "white")
 COLOUR_RGB = (
@@ -45,7 +47,7 @@ SPEEDS = ("still", "slowly", "quickly")
 STRAIGHT = (0.0, 24 / 32, 48 / 32)
 DIAGONAL = (0.0, 17 / 32, 34 / 32)
 HEADINGS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
-SPIN = 5.0  # degrees per frame; positive is clockwise on the screen
+SPIN = 4.0  # degrees per frame; positive is clockwise on the screen
 SPINS = ("none", "clockwise", "anticlockwise")
 
 BACKGROUNDS = ("plain", "gradient", "striped", "checkered")
