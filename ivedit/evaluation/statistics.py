@@ -145,6 +145,7 @@ def _bca_quantiles(values: NDArray[np.float64], means: NDArray[np.float64], mean
         return tails
     bias = ndtri(below)
     deviation = mean - (values.sum() - values) / (len(values) - 1)  # from the jackknife means
-    acceleration = (deviation**3).sum() / (6 * (deviation**2).sum() ** 1.5)
+    spread = float((deviation**2).sum() ** 1.5)
+    acceleration = float((deviation**3).sum()) / (6 * spread) if spread > 0 else 0.0  # 0: differences underflow
     shifted = [bias + ndtri(tail) for tail in tails]
     return [float(ndtr(bias + z / (1 - acceleration * z))) for z in shifted]

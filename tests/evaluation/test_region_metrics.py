@@ -35,7 +35,8 @@ def test_a_constant_error_gives_the_textbook_psnr_in_its_region_and_the_cap_in_t
     shifted = torch.where(reference.target > 0.5, reference.target - error, reference.target + error)
     edited = torch.where(reference.region(region), shifted, reference.target)
     other = "kept" if region == "edited" else "edited"
-    assert score(RegionPSNR(region), edited, reference).tolist() == pytest.approx([-20 * math.log10(error)] * 2, rel=1e-4)
+    expected = -20 * math.log10(error)
+    assert score(RegionPSNR(region), edited, reference).tolist() == pytest.approx([expected] * 2, rel=1e-4)
     assert score(RegionPSNR(other), edited, reference).tolist() == [CAP_DB] * 2
 
 
@@ -51,14 +52,12 @@ def test_psnr_pools_errors_over_all_frames_before_the_logarithm():
 
 def test_a_perfect_edit_scores_exactly_the_best_and_a_source_copy_keeps_but_does_not_edit():
     reference = clips()
-    for name, metric, best in (
-        ("psnr", RegionPSNR, CAP_DB),
-        ("ssim", RegionSSIM, 1.0),
-    ):
+    for metric, best in ((RegionPSNR, CAP_DB), (RegionSSIM, 1.0)):
+        top = pytest.approx([best] * 2)
         for region in ("edited", "kept"):
-            assert score(metric(region), reference.target.clone(), reference).tolist() == pytest.approx([best] * 2), name
-        assert score(metric("kept"), reference.source.clone(), reference).tolist() == pytest.approx([best] * 2), name
-        assert (score(metric("edited"), reference.source.clone(), reference) < best / 3).all(), name
+            assert score(metric(region), reference.target.clone(), reference).tolist() == top
+        assert score(metric("kept"), reference.source.clone(), reference).tolist() == top
+        assert (score(metric("edited"), reference.source.clone(), reference) < best / 3).all()
     assert score(EditSuccess(), reference.target.clone(), reference).tolist() == [1, 1]
     assert score(EditSuccess(), reference.source.clone(), reference).tolist() == [0, 0]
 
