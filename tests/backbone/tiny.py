@@ -10,7 +10,7 @@ import torch
 
 from ivedit.backbone import Backbone
 
-WORDS = "make the red circle blue square green a remove star turn into triangle background grey".split()
+WORDS = ["make", "the", "red", "circle", "blue", "square", "green", "a", "remove", "star", "turn", "into", "triangle", "background", "grey"]
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "num_train_timesteps": 1000}
 
 

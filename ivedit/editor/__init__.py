@@ -1,0 +1,25 @@
+"""The trained part: 2D edit modules on a frozen transformer, one per chosen block, in several families."""
+
+from ivedit.editor import side_by_side, two_stream  # noqa: F401  (they register the variants)
+from ivedit.editor.base import Editor, parameter_count
+from ivedit.editor.build import build_editor, editor_config
+from ivedit.editor.context import EditText, GateRecord, SourceContext
+from ivedit.editor.export import load_editor, read_editor_header, resolve_editor_file, save_editor
+from ivedit.editor.registry import VARIANTS, register, variant_names
+
+__all__ = [
+    "VARIANTS",
+    "EditText",
+    "Editor",
+    "GateRecord",
+    "SourceContext",
+    "build_editor",
+    "editor_config",
+    "load_editor",
+    "parameter_count",
+    "read_editor_header",
+    "register",
+    "resolve_editor_file",
+    "save_editor",
+    "variant_names",
+]

@@ -1,0 +1,55 @@
+"""From a configuration to an editor: resolve every field, find the variant, start it from the frozen weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ivedit.backbone import Backbone
+from ivedit.config.schema import EditorConfig
+from ivedit.editor.base import Editor
+from ivedit.editor.registry import VARIANTS
+from ivedit.errors import ConfigError, or_nearest
+
+__all__ = ["build_editor", "editor_config"]
+
+
+def editor_config(config: Any) -> dict[str, Any]:
+    """Every field of `EditorConfig` as a plain dict, from the dataclass, an OmegaConf node or a partial mapping.
+
+    Raises:
+        ConfigError: a key that `EditorConfig` does not have.
+    """
+    resolved = dataclasses.asdict(EditorConfig())
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        given: dict[str, Any] = dataclasses.asdict(config)
+    elif isinstance(config, Mapping) or hasattr(config, "items"):
+        given = {str(key): value for key, value in config.items()}
+    else:
+        raise ConfigError(f"editor: expected EditorConfig or a mapping, got {type(config).__name__}")
+    unknown = [f"editor.{key} is not a setting: {or_nearest(key, resolved)}" for key in given if key not in resolved]
+    if unknown:
+        raise ConfigError(unknown)
+    return resolved | given
+
+
+def build_editor(config: Any, backbone: Backbone, *, seed: int = 0) -> Editor:
+    """A new editor on the backbone's device; float32 weights.
+
+    Args:
+        config: `EditorConfig`, an OmegaConf node or a mapping of some of its fields.
+        backbone: its frozen weights are the starting point.
+        seed: of the weights that do not start as copies or zeros.
+
+    Raises:
+        ConfigError: unknown variant or key, or a setting that the backbone's shapes do not allow.
+    """
+    resolved = editor_config(config)
+    variant = VARIANTS.get(resolved["variant"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        editor = variant(resolved, backbone)
+    return editor.to(backbone.device)

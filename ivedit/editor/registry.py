@@ -1,0 +1,25 @@
+"""The table of editor variants: a YAML's `editor.variant` names an entry; plugins add their own with `register`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ivedit.registry import Registry
+
+if TYPE_CHECKING:
+    from ivedit.editor.base import Editor
+
+__all__ = ["VARIANTS", "register", "variant_names"]
+
+VARIANTS: Registry[type[Editor]] = Registry("editor.variant")
+
+
+def register(name: str) -> Callable[[type[Editor]], type[Editor]]:
+    """Class decorator that files an `Editor` under `name`; `ValueError` when the name is taken."""
+    return VARIANTS.register(name)
+
+
+def variant_names() -> list[str]:
+    """Names of all registered variants, sorted."""
+    return VARIANTS.names()

@@ -1,0 +1,248 @@
+"""Editors with two streams through one frozen transformer (docs/method.md): predict_update and its ablations.
+
+The source stream runs once; each chosen block of the target stream adds its module's edit beside the frozen 3D
+attention: h <- h + gate_msa * Attn3D(x) + edit(x, s, text).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ivedit.backbone import Backbone, BackboneSpec
+from ivedit.editor.attention import check_width, spatial_attention_size
+from ivedit.editor.base import Editor, module_blocks
+from ivedit.editor.context import EditText, GateRecord, ModuleText, SourceContext, SourceTokens, module_text
+from ivedit.editor.gate import build_gate, gate_size
+from ivedit.editor.lowrank import LowRankAttention
+from ivedit.editor.module import (
+    CopyPath,
+    EditModule,
+    MatchedAdapter,
+    NoAdapter,
+    NoCopy,
+    PredictUpdate,
+    SingleAttention,
+    copy_size,
+    predict_update_size,
+)
+from ivedit.editor.registry import register
+from ivedit.errors import ConfigError, IveditError
+
+__all__ = ["PredictUpdateEditor", "SingleAttentionEditor", "TunedAttentionEditor", "TwoStreamEditor"]
+
+
+class TwoStreamEditor(Editor):
+    """Shared machinery; a family says which path its modules have."""
+
+    def __init__(self, config: Mapping[str, Any], backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        spec = backbone.spec
+        width = check_width(config["width"], spec)
+        hidden = self.adapter_width(config, spec)
+        self.modules_of = nn.ModuleList()
+        for index in self.blocks:
+            block = backbone.blocks[index]
+            self.modules_of.append(
+                EditModule(
+                    path=self.build_path(config, block, width, spec),
+                    gate=build_gate(config["gate"], config["gate_grain"], spec, width, block),
+                    copy=CopyPath(block, width) if config["copy_path"] else NoCopy(),
+                    adapter=MatchedAdapter(spec.width, hidden) if hidden else NoAdapter(),
+                    rounds=int(config["rounds"]),
+                )
+            )
+
+    @staticmethod
+    @abstractmethod
+    def build_path(config: Mapping[str, Any], block: Any, width: int, spec: BackboneSpec) -> nn.Module:
+        """The path of one block's module."""
+
+    @staticmethod
+    @abstractmethod
+    def path_size(config: Mapping[str, Any], width: int, spec: BackboneSpec) -> int:
+        """Number of weights of that path."""
+
+    @classmethod
+    def own_size(cls, config: Mapping[str, Any], spec: BackboneSpec) -> int:
+        """Weights of one block's module without the adapter of `match_parameters`."""
+        width = check_width(config["width"], spec)
+        size = cls.path_size(config, width, spec) + gate_size(config["gate"], config["gate_grain"], spec, width)
+        return size + (copy_size(spec.width, width) if config["copy_path"] else 0)
+
+    @classmethod
+    def adapter_width(cls, config: Mapping[str, Any], spec: BackboneSpec) -> int:
+        """Hidden width of the adapter that brings the count to `match_parameters`; 0 for none.
+
+        Raises:
+            ConfigError: the variant already has more weights than asked for, or not within 2%.
+        """
+        wanted = config["match_parameters"]
+        if wanted is None:
+            return 0
+        own, modules = cls.own_size(config, spec), len(module_blocks(config["every"], spec.blocks))
+        missing = wanted / modules - own - spec.width
+        hidden = max(0, round(missing / (3 * spec.width + 1)))
+        total = modules * (own + (MatchedAdapter.size(spec.width, hidden) if hidden else 0))
+        if abs(total - wanted) > 0.02 * wanted:
+            raise ConfigError(
+                f"editor.match_parameters: {wanted} is not reached within 2%: {config['variant']} with these settings "
+                f"has {modules * own} weights; ask for more, or lower editor.width"
+            )
+        return hidden
+
+    @classmethod
+    def expected_parameters(cls, config: Mapping[str, Any], spec: BackboneSpec) -> int:
+        hidden = cls.adapter_width(config, spec)
+        adapter = MatchedAdapter.size(spec.width, hidden) if hidden else 0
+        return len(module_blocks(config["every"], spec.blocks)) * (cls.own_size(config, spec) + adapter)
+
+    def prepare(
+        self, backbone: Backbone, source_latents: Tensor, text: EditText, *, project: bool = False
+    ) -> SourceContext:
+        per_frame = self.config["source_attention"] == "per_frame"
+        features = backbone.source_features(source_latents, text.source, self.blocks, per_frame=per_frame)
+        if not project:
+            return SourceContext(source_latents, features=tuple(features))
+        rotary = self.spatial_rotary(backbone, source_latents)
+        projected = []
+        with torch.no_grad(), self.precision(backbone):
+            for module in self.modules_of:
+                projected.append(module.project(features.pop(0), rotary))
+        return SourceContext(source_latents, projected=tuple(projected))
+
+    def source_tokens(self, slot: int, context: SourceContext, rotary: tuple[Tensor, Tensor]) -> SourceTokens:
+        """Source projections of module `slot` for every sample, made once per source."""
+        if context.projected:
+            if torch.is_grad_enabled():
+                raise IveditError("this source context was prepared with project=True, which is for sampling only")
+            tokens = context.projected[slot]
+        else:
+            tokens = self.modules_of[slot].project(context.features[slot], rotary)
+        if context.copies == 1:
+            return tokens
+        return {name: t.repeat_interleave(context.copies, dim=0) for name, t in tokens.items()}
+
+    def velocity(
+        self,
+        backbone: Backbone,
+        latents: Tensor,
+        sigma: Tensor,
+        context: SourceContext,
+        text: EditText,
+        *,
+        scale: float = 1.0,
+        record: GateRecord | None = None,
+    ) -> Tensor:
+        self.check_context(context, latents)
+        with self.precision(backbone):
+            grid = backbone.grid(latents)
+            target_text = backbone.embed_text(text.target)
+            gate_text = target_text if text.gate is text.target else backbone.embed_text(text.gate)
+            words = module_text(gate_text, text.gate.mask, grid.frames, grid.per_frame)
+            conditioning = backbone.condition(sigma, target_text)
+            rotary, spatial = backbone.rotary(grid), self.spatial_rotary(backbone, latents)
+            hidden = backbone.embed(latents)
+            slots = {block: slot for slot, block in enumerate(self.blocks)}
+            for index in range(backbone.spec.blocks):
+                slot = slots.get(index)
+                openings = {} if slot is None else self.openings(
+                    slot, backbone, context, words, rotary, spatial, scale, record
+                )
+                hidden = backbone.block(index, hidden, conditioning, rotary, **openings)
+            return backbone.head(hidden, conditioning, grid)
+
+    def openings(
+        self,
+        slot: int,
+        backbone: Backbone,
+        context: SourceContext,
+        words: ModuleText,
+        rotary: tuple[Tensor, Tensor],
+        spatial: tuple[Tensor, Tensor],
+        scale: float,
+        record: GateRecord | None,
+    ) -> dict[str, Any]:
+        """What module `slot` puts into its block: here an edit beside the frozen attention."""
+
+        def residual(x: Tensor) -> Tensor:
+            source = self.source_tokens(slot, context, spatial)
+            frames = x.unflatten(1, (words.frames, -1))
+            edit, gate = self.modules_of[slot](frames, source, words, spatial)
+            if record is not None and gate is not None:
+                record.add(self.blocks[slot], gate)
+            edit = edit.flatten(1, 2)
+            return edit if scale == 1.0 else scale * edit
+
+        return {"residual": residual}
+
+
+@register("predict_update")
+class PredictUpdateEditor(TwoStreamEditor):
+    """The method: predict, difference, update, gate."""
+
+    @staticmethod
+    def build_path(config: Mapping[str, Any], block: Any, width: int, spec: BackboneSpec) -> nn.Module:
+        return PredictUpdate(
+            block, width, spec.head_dim, text=config["text_update"], difference=config["difference"]
+        )
+
+    @staticmethod
+    def path_size(config: Mapping[str, Any], width: int, spec: BackboneSpec) -> int:
+        return predict_update_size(spec.width, width, text=config["text_update"], difference=config["difference"])
+
+
+@register("single_attention")
+class SingleAttentionEditor(TwoStreamEditor):
+    """The method without predict-update: one 2D attention from target to source."""
+
+    @staticmethod
+    def build_path(config: Mapping[str, Any], block: Any, width: int, spec: BackboneSpec) -> nn.Module:
+        return SingleAttention(block, width, spec.head_dim, text=config["text_update"])
+
+    @staticmethod
+    def path_size(config: Mapping[str, Any], width: int, spec: BackboneSpec) -> int:
+        return spatial_attention_size(spec.width, width, text=config["text_update"])
+
+
+@register("tuned_attention")
+class TunedAttentionEditor(PredictUpdateEditor):
+    """A control: the method plus low-rank weights on the frozen 3D attention of the target stream.
+
+    The same pairs train it; its motion metrics beside the method's tell whether freezing is what keeps the motion.
+    """
+
+    def __init__(self, config: Mapping[str, Any], backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.tuning = nn.ModuleList(
+            LowRankAttention(backbone.spec.width, int(config["rank"])) for _ in self.blocks
+        )
+
+    @classmethod
+    def own_size(cls, config: Mapping[str, Any], spec: BackboneSpec) -> int:
+        return super().own_size(config, spec) + LowRankAttention.size(spec.width, config["rank"])
+
+    def openings(
+        self,
+        slot: int,
+        backbone: Backbone,
+        context: SourceContext,
+        words: ModuleText,
+        rotary: tuple[Tensor, Tensor],
+        spatial: tuple[Tensor, Tensor],
+        scale: float,
+        record: GateRecord | None,
+    ) -> dict[str, Any]:
+        attn = backbone.blocks[self.blocks[slot]].attn1
+
+        def attend(x: Tensor) -> Tensor:
+            return self.tuning[slot](attn, x, rotary, scale)
+
+        return {
+            **super().openings(slot, backbone, context, words, rotary, spatial, scale, record),
+            "attend": attend,
+        }
