@@ -14,6 +14,7 @@ __all__ = ["BASE", "QUICKSTART", "find", "folder", "names", "shown"]
 
 BASE = "base"
 QUICKSTART = "quickstart"
+_ORDER = (QUICKSTART, "imvideoedit", "ablation_", "control_", "baseline_", "pretrain_")
 
 
 def folder() -> Path:
@@ -26,8 +27,9 @@ def folder() -> Path:
 
 
 def names() -> list[str]:
-    """Names of the shipped experiments (what ``experiment=`` takes), sorted."""
-    return sorted(path.stem for path in folder().glob("*.yaml") if path.stem != BASE)
+    """Names of the shipped experiments (what ``experiment=`` takes), in the order in which to read about them."""
+    found = sorted(path.stem for path in folder().glob("*.yaml") if path.stem != BASE)
+    return sorted(found, key=lambda name: next((i for i, start in enumerate(_ORDER) if name.startswith(start)), 99))
 
 
 def find(reference: str, relative_to: Path | None = None) -> Path:

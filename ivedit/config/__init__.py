@@ -1,5 +1,6 @@
 """Configuration: the schema, how it is composed, checked, explained and documented. Imports nothing heavy."""
 
+from ivedit.config.compose import Composed, from_dict, load, to_dict, to_yaml
 from ivedit.config.schema import (
     BackboneConfig,
     Config,
@@ -17,6 +18,7 @@ from ivedit.errors import ConfigError
 
 __all__ = [
     "BackboneConfig",
+    "Composed",
     "Config",
     "ConfigError",
     "DataConfig",
@@ -28,4 +30,8 @@ __all__ = [
     "TextConfig",
     "TrackingConfig",
     "TrainConfig",
+    "from_dict",
+    "load",
+    "to_dict",
+    "to_yaml",
 ]

@@ -94,6 +94,12 @@ def compose(arguments: Sequence[str]) -> Composed:
     else:
         experiment = special["experiment"][0] if special["experiment"] else experiments.QUICKSTART
         layers = file_layers(experiments.find(experiment))
+        for layer in layers:
+            layer.problems += [
+                f"resume: {show(setting.value)} names one run, so it is given on the command line ({setting.source})"
+                for setting in layer.settings
+                if setting.key == "resume" and setting.value is not None
+            ]
     return _stack(experiment, [*layers, typed])
 
 
@@ -105,13 +111,16 @@ def _resumed_layer(folder: Path, typed: Layer) -> Layer:
     layer = Layer(content.source, [s for s in content.settings if s.key not in ("resume", "init_from")])
     layer.problems = content.problems
     for setting in typed.settings:
-        key = setting.key
-        if key != "resume" and not any(key == may or (may[-1] == "." and key.startswith(may)) for may in RESUME_MAY_CHANGE):
+        if setting.key != "resume" and not _resume_may_change(setting.key):
             typed.problems.append(
-                f"{key}: a resumed run cannot change it ({setting.source}); start a new run, with "
+                f"{setting.key}: a resumed run cannot change it ({setting.source}); start a new run, with "
                 f"init_from={folder} to keep the trained weights"
             )
     return layer
+
+
+def _resume_may_change(key: str) -> bool:
+    return any(key == may or (may.endswith(".") and key.startswith(may)) for may in RESUME_MAY_CHANGE)
 
 
 def _stack(experiment: str, layers: list[Layer]) -> Composed:

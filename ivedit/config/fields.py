@@ -128,9 +128,11 @@ def coerce(field: Field, value: Any, text: str | None = None) -> Any:
         return _coerce_list(field, value)
     if field.kind == "dict":
         return _coerce_dict(field, value)
+    if field.kind == "str" and text is not None and not isinstance(value, str):
+        value = text
     if isinstance(value, (list, dict)):
         raise BadValue(f"{show(value)} is not one {field.kind}; write {_example(field)}")
-    value = _coerce_scalar(field, value, text)
+    value = _coerce_scalar(field, value)
     if field.choices and value not in field.choices:
         raise BadValue(f"{show(value)} is not one of {', '.join(field.choices)}")
     too_low = (field.min is not None and value < field.min) or (field.above is not None and value <= field.above)
@@ -147,10 +149,8 @@ def _example(field: Field) -> str:
     return f"{field.key}={show(example)}"
 
 
-def _coerce_scalar(field: Field, value: Any, text: str | None) -> Any:
+def _coerce_scalar(field: Field, value: Any) -> Any:
     if field.kind == "str":
-        if text is not None and not isinstance(value, str):
-            return text
         if isinstance(value, bool):  # YAML 1.1 reads a bare on/off as a truth value
             words = ("off", "on") if field.choices and "on" in field.choices else ("false", "true")
             return words[value]

@@ -11,7 +11,7 @@ from ivedit.config.fields import Field, fields, groups, show
 from ivedit.config.layers import file_layers, or_nearest_key
 from ivedit.errors import ConfigError
 
-__all__ = ["EXAMPLES", "OPTIONS", "explain", "experiment_summaries", "help_text"]
+__all__ = ["EXAMPLES", "OPTIONS", "ORDER", "experiment_summaries", "explain", "help_text"]
 
 EXAMPLES = (
     ("", "the quickstart: trains a small editor on sprites and evaluates it on held-out videos"),
@@ -34,14 +34,14 @@ OPTIONS = (
     ("--explain KEY", "print a setting's value and meaning, which file or argument set it, what it replaced, and stop"),
 )
 
-_ORDER = (
+ORDER = (
     "Order: schema defaults < experiments/base.yaml < the experiment's `defaults:` parents < the experiment < "
     "command line. A list or mapping is replaced whole by a later one."
 )
 
 
 def experiment_summaries() -> dict[str, str]:
-    """Each shipped experiment's ``summary:`` line, sorted by name."""
+    """Each shipped experiment's ``summary:`` line, by name."""
     found = {}
     for name in experiments.names():
         settings = file_layers(experiments.find(name))[-1].settings
@@ -66,7 +66,7 @@ def help_text(width: int | None = None) -> str:
     lines += _columns(OPTIONS, width)
     lines += ["", "experiments (experiment=NAME; without it: quickstart)"]
     lines += _columns(tuple(experiment_summaries().items()), width)
-    lines += ["", "settings (key=value)", *textwrap.wrap(_ORDER, width, initial_indent="  ", subsequent_indent="  ")]
+    lines += ["", "settings (key=value)", *textwrap.wrap(ORDER, width, initial_indent="  ", subsequent_indent="  ")]
     may = "With resume=FOLDER only these can change: " + ", ".join(
         key + "*" if key.endswith(".") else key for key in RESUME_MAY_CHANGE
     )

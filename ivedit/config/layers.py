@@ -133,7 +133,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise ConfigError(f"{where} is not valid YAML: {_yaml_fault(error)}") from error
     if content is None:
         return {}, {}
-    if not isinstance(content, dict) or not lines and content:
+    if not isinstance(content, dict) or (not lines and content):
         raise ConfigError(f"{where} does not hold `key: value` lines")
     return {str(key): value for key, value in content.items()}, lines
 
@@ -153,7 +153,7 @@ def _yaml_fault(error: BaseException) -> str:
 
 
 def argument_layer(arguments: list[str]) -> Layer:
-    """The layer of ``key=value`` arguments; values are typed as in YAML (``1e-3``, ``null``, ``[a, b]``, ``{a: b}``)."""
+    """The layer of ``key=value`` arguments, typed as in YAML (``1e-3``, ``null``, ``[a, b]``, ``{a: b}``)."""
     layer = Layer("command line")
     for argument in arguments:
         key, equals, text = argument.partition("=")
@@ -162,9 +162,11 @@ def argument_layer(arguments: list[str]) -> Layer:
             layer.problems.append(f"{argument}: not understood; settings are written key=value, options are in --help")
             continue
         try:
-            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload, index]
+            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+            value = parsed["value"]
         except (yaml.YAMLError, OmegaConfBaseException) as error:
-            layer.problems.append(f"{key}: {text!r} is not valid YAML ({_yaml_fault(error)}); quote it: {key}='\"...\"'")
+            fault = _yaml_fault(error)
+            layer.problems.append(f"{key}: {text!r} is not valid YAML ({fault}); quote it: {key}='\"...\"'")
             continue
         if text == "":
             value = ""

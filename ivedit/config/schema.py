@@ -274,15 +274,23 @@ class PretrainConfig:
     """How the shipped tiny pipeline was made (tasks pretrain_*)."""
 
     folder: str = _f("wan-sprites-new", "Pipeline folder to write into, relative to the working directory.")
-    scenes: int = _f(100000, "Distinct pretraining scenes.", min=1)
-    frame_share: float = _f(0.5, "Share of steps on single frames; the others are on clips.", min=0, max=1)
-    frame_batch: int = _f(512, "Frames per frame step.", min=1)
+    scenes: int = _f(100000, "Distinct pretraining scenes (clips in the pool).", min=1)
+    frames_per_scene: int = _f(3, "DiT: single frames in the pool, per scene.", min=1)
+    warm_start: bool = _f(False, "Start from the weights that already lie in the folder.")
+    compile: bool = _f(False, "torch.compile the training step (minutes of compiling, then nearly twice as fast).")
+    image_steps: int = _f(1500, "VAE: steps on single images, before the clips.", min=0)
+    frame_share: float = _f(0.5, "DiT: share of steps on single frames; the others are on clips.", min=0, max=1)
+    frame_batch: int = _f(512, "Images or frames per image step.", min=1)
     clip_batch: int = _f(128, "Clips per clip step.", min=1)
     base_dim: int = _f(24, "VAE: channels of the first level.", min=4)
     kl_weight: float = _f(1e-5, "VAE: weight of the KL term.", min=0)
+    code_weight: float = _f(
+        0.0, "VAE: weight that keeps each latent frame near the image code of its last frame.", min=0
+    )
     layers: int = _f(8, "DiT: blocks.", min=1)
     heads: int = _f(4, "DiT: heads of 64.", min=1)
     ffn: int = _f(1024, "DiT: feed-forward width.", min=8)
+    shift: float = _f(3.0, "DiT: flow shift, in training and in the folder's scheduler.", above=0)
     edge_share: float = _f(0.08, "DiT: share of draws near sigma 0 and near sigma 1 together.", min=0, max=1)
 
 

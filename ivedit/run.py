@@ -1,0 +1,344 @@
+"""``python -m ivedit.run experiment=NAME key=value ...``: compose, train, evaluate, record.
+
+Everything heavy is imported inside the functions that need it, so that ``--help``, ``--print-config``, ``--explain``
+and every configuration error answer at once. Exit codes: 0 done (or stopped at ``train.max_minutes``), 1 the run
+failed, 2 it could not start as configured, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ivedit.config.compose import Composed, compose, to_yaml
+from ivedit.config.help import OPTIONS, explain, help_text
+from ivedit.errors import ConfigError, IveditError, or_nearest
+
+if TYPE_CHECKING:
+    from ivedit.config import Config
+    from ivedit.recording import Tracker
+    from ivedit.runfolder import RunFolder
+
+__all__ = ["main", "run_config"]
+
+log = logging.getLogger("ivedit.run")
+
+
+class Stopped(Exception):
+    """Training ended on request before its last step; the checkpoint is kept."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line asks and return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options, settings = _split_options(given)
+        if "--help" in options:
+            return _show(help_text())
+        composed = compose(settings)
+        if "--explain" in options:
+            return _show(explain(composed, options["--explain"]))
+        if "--print-config" in options:
+            return _show(_described(composed))
+    except ConfigError as error:
+        return _refuse(error)
+    except BrokenPipeError:  # `--help | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return run_config(composed.config)
+
+
+def _split_options(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """``--option [value]`` apart from ``key=value``. ConfigError for an unknown option."""
+    options: dict[str, str] = {}
+    settings: list[str] = []
+    known = {text.split()[0]: " " in text for text, _ in OPTIONS}
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        name = {"-h": "--help"}.get(name, name)
+        if not name.startswith("-"):
+            settings.append(argument)
+        elif name not in known:
+            raise ConfigError(f"option {name} is not known: {or_nearest(name, known)}")
+        elif known[name]:
+            value = value if equals else next(rest, "")
+            if not value:
+                raise ConfigError(f"{name} needs the name of a setting, e.g. {name} train.lr")
+            options[name] = value
+        else:
+            options[name] = ""
+    return options, settings
+
+
+def _show(text: str) -> int:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    return 0
+
+
+def _described(composed: Composed) -> str:
+    return f"# {' < '.join(['schema', *composed.layers])}\n{to_yaml(composed.config)}"
+
+
+def _refuse(error: ConfigError) -> int:
+    for problem in error.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2
+
+
+def run_config(cfg: Config) -> int:
+    """Run a checked configuration, keeping its record, and return the exit code."""
+    from ivedit.runfolder import process_rank
+
+    first = process_rank() == 0
+    try:
+        _import_plugins(cfg.plugins)
+        run = _open_folder(cfg, first)
+    except ConfigError as error:
+        return _refuse(error)
+    except IveditError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    with _messages(first), run.logging_to_file() if first else contextlib.nullcontext():
+        log.info("run folder: %s", run.path)
+        return _recorded(cfg, run)
+
+
+def _open_folder(cfg: Config, first: bool) -> RunFolder:
+    from ivedit.runfolder import RunFolder
+
+    if not cfg.resume:
+        return RunFolder.create(cfg)
+    run = RunFolder.open(Path(cfg.resume).expanduser())
+    if first:
+        run.write_config(cfg)
+        run.update_status(state="RUNNING")
+    return run
+
+
+def _import_plugins(modules: list[str]) -> None:
+    """Import the modules that register variants, readers and metrics; the working directory is searched too."""
+    if modules and "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    problems = []
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ConfigError as error:
+            problems += error.problems
+        except Exception as error:
+            problems.append(f"plugins: importing {name} failed: {_one_line(error)}")
+    if problems:
+        raise ConfigError(problems)
+
+
+@contextlib.contextmanager
+def _messages(first: bool) -> Iterator[None]:
+    """What the package says goes to stdout as plain lines; libraries' warnings go to log.txt only."""
+    logger = logging.getLogger("ivedit")
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setLevel(logging.INFO if first else logging.ERROR)
+    before, propagated = logger.level, logger.propagate
+    logger.addHandler(console)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    quiet = logging.NullHandler()
+    warnings_logger = logging.getLogger("py.warnings")
+    warnings_logger.addHandler(quiet)
+    with warnings.catch_warnings():
+        logging.captureWarnings(True)
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+            warnings_logger.removeHandler(quiet)
+            logger.removeHandler(console)
+            logger.setLevel(before)
+            logger.propagate = propagated
+
+
+def _recorded(cfg: Config, run: RunFolder) -> int:
+    """Run the task; whatever happens, the run folder and the tracker end in the state that it ended in."""
+    from ivedit.tracking import make_tracker
+
+    tracker: Tracker | None = None
+
+    def end(state: str, reason: str | None = None) -> None:
+        if tracker is not None:
+            tracker.finish(state, reason)
+        elif _is_first():
+            run.update_status(state=state, reason=reason)
+
+    try:
+        tracker = make_tracker(cfg, run)
+        with _interrupts_as_one_exception():
+            _task(cfg)(cfg, run, tracker)
+    except KeyboardInterrupt:
+        end("STOPPED", "interrupted")
+        _say_error(f"interrupted; continue with: {_resume_command(run)}")
+        return 130
+    except Stopped as stop:
+        end("STOPPED", str(stop))
+        log.info("stopped: %s; continue with: %s", stop, _resume_command(run))
+        return 0
+    except Exception as error:
+        reason = "; ".join(error.problems) if isinstance(error, ConfigError) else _one_line(error)
+        _write_traceback(run)
+        end("FAILED", reason)
+        _say_error(f"run failed: {reason} [run folder: {run.path}, traceback in its log.txt]")
+        return 2 if isinstance(error, ConfigError) else 1
+    end("FINISHED")
+    if _is_first():
+        log.info("run folder: %s", run.path)
+        log.info("%s", tracker.hint())
+    return 0
+
+
+@contextlib.contextmanager
+def _interrupts_as_one_exception() -> Iterator[None]:
+    """Ctrl-C and a scheduler's SIGTERM are a KeyboardInterrupt here, also where Lightning makes an exit of it."""
+    import signal
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with contextlib.suppress(ValueError):  # only the main thread may set handlers
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except SystemExit as leave:
+        if isinstance(leave.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from leave
+        raise IveditError(f"a library ended the process with exit code {leave.code}") from leave
+    finally:
+        with contextlib.suppress(ValueError):
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _task(cfg: Config) -> Callable[[Config, RunFolder, Tracker], None]:
+    return _edit if cfg.task == "edit" else _pretrain
+
+
+def _pretrain(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
+    _limit_threads(cfg)
+    from ivedit.pretrain import run as pretrain
+
+    pretrain(cfg, run, tracker)
+
+
+def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
+    """Train edit modules on image pairs and evaluate them on held-out videos."""
+    _limit_threads(cfg)
+    log.info("loading %s ...", cfg.backbone.path)
+    from ivedit.backbone import Backbone
+    from ivedit.data.datamodule import PairDataModule
+    from ivedit.editor import build_editor, load_editor, resolve_editor_file
+    from ivedit.evaluation import evaluate
+    from ivedit.training import train
+
+    device = _device(cfg)
+    backbone = Backbone.load(
+        cfg.backbone.path,
+        dtype=cfg.backbone.dtype,
+        device=device,
+        text_length=cfg.text.length,
+        gradient_checkpointing=cfg.backbone.gradient_checkpointing,
+    )
+    if cfg.init_from:
+        editor = load_editor(resolve_editor_file(cfg.init_from), backbone, map_location=device)
+    else:
+        editor = build_editor(cfg.editor, backbone, seed=cfg.seed)
+    pairs = PairDataModule(cfg, backbone.encode_pixels, backbone.encode_text, backbone.fingerprint())
+    _announce(cfg, editor, device, tracker)
+    outcome = train(cfg, backbone, editor, pairs, run, tracker)
+    if outcome.stopped_early:
+        raise Stopped(outcome.stopped_early)
+    if not _is_first():
+        return
+    log.info("trained %d steps in %.0f s; trained modules: %s", outcome.steps, outcome.seconds, outcome.editor_file)
+    if cfg.evaluation.enabled:
+        rows = {cfg.name: load_editor(outcome.editor_file, backbone, map_location=device)}
+        for row, place in cfg.evaluation.editors.items():
+            rows[row] = load_editor(resolve_editor_file(place), backbone, map_location=device)
+        log.info("evaluating on %d held-out clips ...", cfg.evaluation.clips)
+        evaluate(cfg, backbone, rows, run, tracker)
+        table = run.path / "results.md"
+        if table.is_file():
+            log.info("\n%s", table.read_text(encoding="utf-8"))
+
+
+def _announce(cfg: Config, editor: Any, device: str, tracker: Tracker) -> None:
+    weights = sum(p.numel() for p in editor.parameters() if p.requires_grad)
+    per_step = cfg.train.batch_size * cfg.train.accumulate * cfg.train.devices * cfg.train.nodes
+    steps = cfg.train.epochs * (cfg.data.pairs // per_step)
+    if cfg.train.max_steps is not None:
+        steps = min(steps, cfg.train.max_steps)
+    tracker.log_params({"trained_weights": weights})
+    log.info(
+        "training %s: %s weights, %s pairs, %d steps of %d pairs, on %s",
+        cfg.editor.variant, f"{weights:,}", f"{cfg.data.pairs:,}", steps, per_step, device,
+    )  # fmt: skip
+
+
+def _limit_threads(cfg: Config) -> None:
+    if cfg.train.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(cfg.train.threads)
+        import torch
+
+        torch.set_num_threads(cfg.train.threads)
+
+
+def _device(cfg: Config) -> str:
+    """The device of this process, as Lightning will choose it."""
+    import torch
+
+    if cfg.train.accelerator == "cpu" or (cfg.train.accelerator == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise IveditError("train.accelerator=cuda, but torch finds no GPU; set train.accelerator=cpu")
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
+def _is_first() -> bool:
+    from ivedit.runfolder import process_rank
+
+    return process_rank() == 0
+
+
+def _resume_command(run: RunFolder) -> str:
+    return f"python -m ivedit.run resume={shlex.quote(str(run.path))}"
+
+
+def _say_error(text: str) -> None:
+    sys.stdout.flush()
+    print(text, file=sys.stderr, flush=True)
+
+
+def _write_traceback(run: RunFolder) -> None:
+    if not _is_first():  # only rank 0 writes the folder; the launcher shows the others' stderr
+        traceback.print_exc()
+        return
+    with open(run.path / "log.txt", "a", encoding="utf-8") as file:
+        traceback.print_exc(file=file)
+
+
+def _one_line(error: BaseException) -> str:
+    first = (str(error).strip() or repr(error)).splitlines()[0]
+    return first if isinstance(error, IveditError) else f"{type(error).__name__}: {first}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
