@@ -1,0 +1,21 @@
+"""Training: one Trainer for every module of the package, checkpoints that resume exactly, and the edit module."""
+
+from ivedit.training.callbacks import ema_weights
+from ivedit.training.checkpoint import reached_step, read_checkpoint
+from ivedit.training.ema import Ema
+from ivedit.training.loader import RunLoader
+from ivedit.training.optim import build_adamw, clip_and_guard, warmup_cosine
+from ivedit.training.trainer import build_trainer, fit
+
+__all__ = [
+    "Ema",
+    "RunLoader",
+    "build_adamw",
+    "build_trainer",
+    "clip_and_guard",
+    "ema_weights",
+    "fit",
+    "reached_step",
+    "read_checkpoint",
+    "warmup_cosine",
+]
