@@ -1,0 +1,268 @@
+"""Latents and text states that are encoded once: kept in memory (on a GPU if they fit) or on disk.
+
+The frozen encoders give the same output in every epoch, and encoding costs more than a training step. An entry's key
+holds everything that its value depends on: the pixels (file state, transform), the encoder's fingerprint, for texts
+the words and the padded length. A change of any of them is another key, so nothing stale can come back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ivedit.data.shards import Shards
+from ivedit.data.text import TextStates
+from ivedit.errors import IveditError
+
+__all__ = [
+    "DiskLatents", "DiskTexts", "LatentStore", "MemoryLatents", "MemoryTexts", "TextStore", "encode_missing_texts",
+]
+
+Ints = NDArray[np.int64]
+
+_SHARD_BYTES = 32 * 2**20
+_SHARD_SECONDS = 30.0  # a killed run loses at most this much encoding
+_TEXT_ELEMENTS = 2**24  # states encoded at once, before padding is cut off
+
+
+class LatentStore(Protocol):
+    """Latents (Z, F, h, w) by key while filling, by row number afterwards."""
+
+    def __contains__(self, key: str) -> bool: ...
+    def add(self, keys: Sequence[str], latents: Tensor) -> None:
+        """Keep latents (n, Z, F, h, w) under n keys."""
+    def finish(self, keys: Sequence[str], device: torch.device) -> None:
+        """End filling: row i of `gather` is `keys[i]` from now on."""
+    def gather(self, rows: Ints) -> Tensor:
+        """(B, Z, F, h, w) float32 on the device given to `finish`."""
+
+
+class TextStore(Protocol):
+    """Text states by key while filling, by number afterwards; stored without padding."""
+
+    def __contains__(self, key: str) -> bool: ...
+    def add(self, keys: Sequence[str], texts: TextStates) -> None:
+        """Keep the real tokens of n texts under n keys."""
+    def finish(self, keys: Sequence[str], length: int, device: torch.device) -> None:
+        """End filling: number i of `gather` is `keys[i]`, padded to `length`."""
+    def gather(self, numbers: Ints) -> TextStates:
+        """B texts on the device given to `finish`."""
+
+
+class MemoryLatents:
+    """One tensor of all rows. A GPU keeps it if it takes at most a quarter of the free memory."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, int] = {}
+        self._parts: list[Tensor] = []
+        self._all = torch.empty(0)
+        self._device = torch.device("cpu")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def add(self, keys: Sequence[str], latents: Tensor) -> None:
+        for key in keys:
+            self._rows[key] = len(self._rows)
+        self._parts.append(latents.float())
+
+    def finish(self, keys: Sequence[str], device: torch.device) -> None:
+        self._device = device
+        size = 4 * sum(part.numel() for part in self._parts)
+        home = device if _fits(size, device) else torch.device("cpu")
+        order = torch.tensor([self._rows[key] for key in keys], dtype=torch.long, device=home)
+        everything = torch.cat([part.to(home) for part in self._parts])
+        self._parts = []
+        straight = bool((order == torch.arange(len(order), device=home)).all())
+        self._all = everything if straight and len(order) == len(everything) else everything[order]
+
+    def gather(self, rows: Ints) -> Tensor:
+        index = torch.from_numpy(rows).to(self._all.device, non_blocking=True)
+        return self._all.index_select(0, index).to(self._device, non_blocking=True)
+
+
+class DiskLatents:
+    """Rows in shards, read when a batch needs them.
+
+    Args:
+        shards: Where they are.
+    """
+
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+        self._keys: list[str] = []
+        self._parts: list[Tensor] = []
+        self._bytes = 0
+        self._since = time.monotonic()
+        self._places: list[tuple[int, int]] = []
+        self._device = torch.device("cpu")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.shards
+
+    def add(self, keys: Sequence[str], latents: Tensor) -> None:
+        self._keys += keys
+        self._parts.append(latents.float().cpu())
+        self._bytes += 4 * latents.numel()
+        if self._bytes >= _SHARD_BYTES or time.monotonic() - self._since >= _SHARD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been added since the last shard."""
+        if self._keys:
+            self.shards.write(self._keys, {"latents": torch.cat(self._parts)})
+        self._keys, self._parts, self._bytes, self._since = [], [], 0, time.monotonic()
+
+    def finish(self, keys: Sequence[str], device: torch.device) -> None:
+        self.flush()
+        self._device = device
+        self._places = [self.shards.place(key) for key in keys]
+
+    def gather(self, rows: Ints) -> Tensor:
+        places = [self._places[row] for row in rows.tolist()]
+        return torch.cat([self.shards.read(s, "latents", r, r + 1) for s, r in places]).to(self._device)
+
+
+class MemoryTexts:
+    """All real tokens of all texts in one (tokens, D) tensor; padding is put back when a batch is made."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._parts: list[Tensor] = []
+        self._lengths: list[int] = []
+        self._flat = torch.empty(0)
+        self._starts = self._counts = torch.empty(0, dtype=torch.long)
+        self._length = 0
+        self._device = torch.device("cpu")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._numbers
+
+    def add(self, keys: Sequence[str], texts: TextStates) -> None:
+        for key in keys:
+            self._numbers[key] = len(self._numbers)
+        self._parts.append(texts.states[texts.mask])
+        self._lengths += texts.lengths.tolist()
+
+    def finish(self, keys: Sequence[str], length: int, device: torch.device) -> None:
+        self._device, self._length = device, length
+        size = sum(part.numel() * part.element_size() for part in self._parts)
+        home = device if _fits(size, device) else torch.device("cpu")
+        self._flat = torch.cat([part.to(home) for part in self._parts])
+        self._parts = []
+        counts = torch.tensor(self._lengths, dtype=torch.long)
+        starts = counts.cumsum(0) - counts
+        order = torch.tensor([self._numbers[key] for key in keys], dtype=torch.long)
+        self._starts, self._counts = starts[order].to(home), counts[order].to(home)
+
+    def gather(self, numbers: Ints) -> TextStates:
+        index = torch.from_numpy(numbers).to(self._flat.device, non_blocking=True)
+        place = torch.arange(self._length, device=index.device)
+        mask = place < self._counts[index][:, None]
+        rows = (self._starts[index][:, None] + place).clamp_(max=len(self._flat) - 1)
+        states = self._flat[rows].masked_fill_(~mask[..., None], 0)
+        return TextStates(states, mask).to(self._device)
+
+
+class DiskTexts:
+    """Real tokens of texts in shards, read when a batch needs them.
+
+    Args:
+        shards: Where they are.
+    """
+
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+        self._keys: list[str] = []
+        self._parts: list[Tensor] = []
+        self._lengths: list[int] = []
+        self._since = time.monotonic()
+        self._places: list[tuple[int, int]] = []
+        self._starts: dict[int, list[int]] = {}
+        self._length = 0
+        self._device = torch.device("cpu")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.shards
+
+    def add(self, keys: Sequence[str], texts: TextStates) -> None:
+        self._keys += keys
+        self._parts.append(texts.states[texts.mask].cpu())
+        self._lengths += texts.lengths.tolist()
+        held = sum(part.numel() * part.element_size() for part in self._parts)
+        if held >= _SHARD_BYTES or time.monotonic() - self._since >= _SHARD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been added since the last shard."""
+        if self._keys:
+            starts = torch.tensor([0, *self._lengths], dtype=torch.long).cumsum(0)
+            self.shards.write(self._keys, {"states": torch.cat(self._parts), "starts": starts})
+        self._keys, self._parts, self._lengths, self._since = [], [], [], time.monotonic()
+
+    def finish(self, keys: Sequence[str], length: int, device: torch.device) -> None:
+        self.flush()
+        self._device, self._length = device, length
+        self._places = [self.shards.place(key) for key in keys]
+        rows = dict.fromkeys(shard for shard, _ in self._places)
+        self._starts = {shard: self.shards.read(shard, "starts").tolist() for shard in rows}
+
+    def gather(self, numbers: Ints) -> TextStates:
+        parts = []
+        for shard, row in (self._places[number] for number in numbers.tolist()):
+            start, stop = self._starts[shard][row : row + 2]
+            parts.append(self.shards.read(shard, "states", start, stop))
+        states = parts[0].new_zeros(len(parts), self._length, parts[0].shape[-1])
+        mask = torch.zeros(len(parts), self._length, dtype=torch.bool)
+        for i, part in enumerate(parts):
+            states[i, : len(part)] = part
+            mask[i, : len(part)] = True
+        return TextStates(states, mask).to(self._device)
+
+
+def _fits(size: int, device: torch.device) -> bool:
+    """Whether `size` bytes may stay on a device without crowding out training."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return size <= free / 4
+
+
+def encode_missing_texts(
+    store: TextStore,
+    texts: Sequence[str],
+    keys: Sequence[str],
+    encode: Callable[[list[str]], TextStates],
+    width: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Encode those of `texts` whose key the store does not have.
+
+    Args:
+        store: Takes the states.
+        texts, keys: Different texts and their keys.
+        encode: n texts to (n, L, D) states.
+        width: L * D, from which the number of texts encoded at once follows.
+        advance: Called with the number of texts done.
+
+    Raises:
+        IveditError: the encoder's mask does not begin with the real tokens, or its output is not finite.
+    """
+    missing = [i for i, key in enumerate(keys) if key not in store]
+    step = min(512, max(1, _TEXT_ELEMENTS // width))
+    for begin in range(0, len(missing), step):
+        chunk = missing[begin : begin + step]
+        states = encode([texts[i] for i in chunk])
+        places = torch.arange(states.mask.shape[1], device=states.mask.device)
+        if not bool((states.mask == (places < states.lengths[:, None])).all()):
+            raise IveditError("the text encoder's mask has gaps: texts must be padded on the right")
+        if not bool(torch.isfinite(states.states).all()):
+            raise IveditError(f"the text encoder's output is not finite, e.g. for {texts[chunk[0]]!r}")
+        store.add([keys[i] for i in chunk], states)
+        advance(len(chunk))

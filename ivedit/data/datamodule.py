@@ -1,0 +1,401 @@
+"""The LightningDataModule: pairs in, batches of latents and text states out, resumable to the batch.
+
+With `data.cache` memory or disk every pair is read and encoded once, before the first step, and a batch is then a
+few gathers (on the GPU if the store fits there): no loader processes. With none, pairs are read batch by batch, by
+loader processes if `data.workers` says so, and encoded in the training process, which alone may use the GPU.
+Either way the same choices are made (see `ivedit.data.words`), so both give the same batches.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from ivedit.config import Config
+from ivedit.data import order
+from ivedit.data.cache import (
+    DiskLatents,
+    DiskTexts,
+    Ints,
+    LatentStore,
+    MemoryLatents,
+    MemoryTexts,
+    TextStore,
+    encode_missing_texts,
+)
+from ivedit.data.loader import PairLoader, Position
+from ivedit.data.pixels import BadShare, read_chunks
+from ivedit.data.progress import Progress
+from ivedit.data.record import PairReader, PixelBatch, as_float, build_reader
+from ivedit.data.shards import Shards, entry_key
+from ivedit.data.text import TextStates
+from ivedit.data.words import Picked, Words
+from ivedit.errors import ConfigError, IveditError
+
+__all__ = ["PairDataModule"]
+
+log = logging.getLogger(__name__)
+
+_CHUNK_PIXELS = 2**21  # pixels of one image side read and encoded at once while a cache is filled
+
+
+@dataclass
+class _Split:
+    """One split, ready for batches."""
+
+    reader: PairReader
+    words: Words
+    guard: BadShare
+    usable: Ints  # (n,) each pair, or the one that stands in for it
+    # (2, n): row of the pair's source image in the latent store, plain and mirrored; the target's is the next.
+    rows: Ints | None = None
+
+
+class PairDataModule(L.LightningDataModule):
+    """Batches for training and validation.
+
+    A batch is a dict: `ids` (B names); `source`, `target` (B, Z, 1, h, w) float32 latents; `text_target`,
+    `text_gate`, `text_source`: `TextStates` of B texts with dropout, null edits and shuffling applied (training) or
+    without dropout and null edits (validation). Tensors are on the encoder's device.
+
+    Resuming: the position (epoch, micro-batch) of the next batch is in `state_dict()`, which Lightning writes into
+    every checkpoint, and `load_state_dict()` or `set_position()` brings it back; the loader then begins there.
+
+    Args:
+        cfg: The run's configuration.
+        encode_pixels: (B, 1, 3, H, W) float32 in [0, 1] to latents (B, Z, 1, h, w).
+        encode_text: B texts to padded `TextStates`.
+        fingerprint: Of both encoders; part of every cache key.
+        device: Where pixels go for encoding and where batches are; None: where `encode_text` puts its output.
+        rank, world: Of this process; None: the trainer's, or 0 of 1.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        encode_pixels: Callable[[Tensor], Tensor],
+        encode_text: Callable[[list[str]], TextStates],
+        fingerprint: str,
+        *,
+        device: torch.device | str | None = None,
+        rank: int | None = None,
+        world: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.encoder_fingerprint = fingerprint
+        self._encode_pixels = encode_pixels
+        self._encode_text = encode_text
+        self._device = None if device is None else torch.device(device)
+        self._rank, self._world = rank, world
+        self.position = Position()
+        self._splits: dict[str, _Split] = {}
+        self._latents: LatentStore | None = None
+        self._texts: dict[str, TextStore] = {}
+        self._empty: TextStates | None = None
+
+    # ---- set-up -----------------------------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """This process among all that train."""
+        return self._rank if self._rank is not None else (self.trainer.global_rank if self.trainer else 0)
+
+    @property
+    def world(self) -> int:
+        """How many processes train."""
+        return self._world if self._world is not None else (self.trainer.world_size if self.trainer else 1)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Micro-batches of this rank in one epoch."""
+        return len(self._split("train").words.ids) // (self.cfg.train.batch_size * self.world)
+
+    def reader(self, split: str) -> PairReader:
+        """The reader of "train" or "val"."""
+        return self._split(split).reader
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make the readers and fill the cache; a second call does nothing.
+
+        Raises:
+            ConfigError: the configuration and the data do not fit together.
+            IveditError: too many pairs are unusable, or the cache cannot be written.
+        """
+        if self._splits:
+            return
+        self._empty = self._encode([""])
+        device = self._device = self._device or self._empty.device
+        cached = self.cfg.data.cache != "none"
+        # Without a cache, loader processes make the pixels, and they must not touch the GPU.
+        making = device if cached or self.cfg.data.workers == 0 else torch.device("cpu")
+        splits = {}
+        for name in ("train", "val"):
+            reader = build_reader(self.cfg, name, device=making)
+            words = Words(reader, self.cfg.text, self.cfg.data.null_edits, training=name == "train")
+            guard = BadShare(len(reader), self.cfg.data.bad_share, name)
+            splits[name] = _Split(reader, words, guard, np.arange(len(reader), dtype=np.int64))
+        needed = self.cfg.train.batch_size * self.world
+        if len(splits["train"].words.ids) < needed:
+            raise ConfigError(
+                f"train.batch_size={self.cfg.train.batch_size} on {self.world} device(s) needs {needed} training "
+                f"pairs, but there are {len(splits['train'].words.ids)}: lower train.batch_size or raise data.pairs"
+            )
+        if len(splits["val"].words.ids) < self.world:
+            raise ConfigError(f"data.validation_pairs: {self.world} devices need at least as many validation pairs")
+        if cached:
+            self._fill(splits, device)
+        self._splits = splits
+
+    def _split(self, name: str) -> _Split:
+        if not self._splits:
+            self.setup()
+        return self._splits[name]
+
+    def _encode(self, texts: list[str]) -> TextStates:
+        with torch.no_grad():
+            encoded = self._encode_text(texts)
+        return TextStates(_normal(encoded.states), _normal(encoded.mask))
+
+    def _encode_images(self, pixels: Tensor, ids: list[str]) -> Tensor:
+        """(B, 3, H, W) uint8 to latents (B, Z, 1, h, w) float32."""
+        assert self._device is not None
+        with torch.no_grad():
+            latents = _normal(self._encode_pixels(as_float(pixels.to(self._device))[:, None])).float()
+        if not bool(torch.isfinite(latents).all()):
+            finite = torch.isfinite(latents).flatten(1).all(1).tolist()
+            name = ids[finite.index(False) % len(ids)]
+            raise IveditError(f"the encoded pair {name} is not finite: try backbone.dtype=float32")
+        return latents
+
+    # ---- filling the cache ------------------------------------------------------------------------------------
+
+    def _stores(self) -> tuple[LatentStore, Callable[[], TextStore]]:
+        if self.cfg.data.cache == "memory":
+            return MemoryLatents(), MemoryTexts
+        folder = Path(self.cfg.data.cache_dir) / entry_key(self.encoder_fingerprint)[:16]
+        return DiskLatents(Shards(folder / "latents")), lambda: DiskTexts(Shards(folder / "texts"))
+
+    def _fill(self, splits: dict[str, _Split], device: torch.device) -> None:
+        latents, new_texts = self._stores()
+        assert self._empty is not None
+        length, width = self._empty.states.shape[1:]
+        keys: dict[str, list[list[str]]] = {}
+        for name, split in splits.items():
+            self._fill_texts(name, split, new_texts(), length, length * width, device)
+            keys[name] = self._fill_latents(name, split, latents)
+        rows: list[str] = []
+        for name, split in splits.items():
+            split.rows = np.full((2, len(split.reader)), -1, dtype=np.int64)
+            for mirror, pair_keys in enumerate(keys[name]):
+                for index in np.flatnonzero(split.usable == np.arange(len(split.usable))):
+                    split.rows[mirror, index] = len(rows)
+                    rows += [f"{pair_keys[index]}-source", f"{pair_keys[index]}-target"]
+        latents.finish(rows, device)
+        self._latents = latents
+
+    def _fill_texts(
+        self, name: str, split: _Split, store: TextStore, length: int, width: int, device: torch.device
+    ) -> None:
+        unique = split.words.unique
+        keys = [entry_key("text", self.encoder_fingerprint, str(length), text) for text in unique]
+        missing = sum(key not in store for key in keys)
+        with Progress(f"encoding {name} texts", missing, show=self.rank == 0) as progress:
+            encode_missing_texts(store, unique, keys, self._encode, width, progress.advance)
+        store.finish(keys, length, device)
+        self._texts[name] = store
+
+    def _fill_latents(self, name: str, split: _Split, store: LatentStore) -> list[list[str]]:
+        """Encode what the store lacks and find the unusable pairs; returns keys per pair: plain, mirrored if wanted."""
+        reader = split.reader
+        pixels = reader.keys(range(len(reader)))
+        variants = ["plain", "mirrored"] if split.words.sided is not None else ["plain"]
+        keys = [[entry_key("pair", self.encoder_fingerprint, key, variant) for key in pixels] for variant in variants]
+        missing = [i for i in range(len(reader)) if any(f"{group[i]}-target" not in store for group in keys)]
+        mine = missing
+        if self.cfg.data.cache == "disk" and self.world > 1:
+            # Ranks share the disk: each encodes its part, then takes in what the others wrote.
+            mine = missing[self.rank :: self.world]
+        self._encode_pairs(name, split, store, keys, mine)
+        if len(mine) < len(missing):
+            assert isinstance(store, DiskLatents)
+            store.flush()
+            _barrier()
+            store.shards.refresh()
+            rest = [i for i in missing if f"{keys[0][i]}-target" not in store]
+            self._encode_pairs(name, split, store, keys, rest)
+        split.guard.note(range(len(reader)), [])
+        good = np.array([i not in split.guard.bad for i in range(len(reader))])
+        if not good.any():
+            raise IveditError(f"none of the {len(reader)} {name} pairs can be read")
+        split.usable = _next_true(good)
+        return keys
+
+    def _encode_pairs(
+        self, name: str, split: _Split, store: LatentStore, keys: list[list[str]], indices: list[int]
+    ) -> None:
+        step = max(4, _CHUNK_PIXELS // (self.cfg.data.height * self.cfg.data.width))
+        chunks = [indices[i : i + step] for i in range(0, len(indices), step)]
+        with Progress(f"encoding {name} pairs", len(indices), show=self.rank == 0) as progress:
+            for batch, chunk in zip(
+                read_chunks(split.reader, chunks, workers=self.cfg.data.workers), chunks, strict=True
+            ):
+                split.guard.note(chunk, batch.bad)
+                if batch.indices:
+                    self._encode_pixel_batch(batch, split, store, keys)
+                progress.advance(len(chunk))
+
+    def _encode_pixel_batch(
+        self, batch: PixelBatch, split: _Split, store: LatentStore, keys: list[list[str]]
+    ) -> None:
+        ids = [split.words.ids[i] for i in batch.indices]
+        both = torch.cat([batch.source, batch.target])
+        for mirror, group in enumerate(keys):
+            latents = self._encode_images(both.flip(-1) if mirror else both, ids)
+            names = [group[i] for i in batch.indices]
+            # The target last: a pair counts as stored when its target is.
+            store.add([f"{key}-source" for key in names] + [f"{key}-target" for key in names], latents)
+
+    # ---- batches ----------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> PairLoader:
+        """This rank's training batches from the current position on."""
+        pairs = len(self._split("train").words.ids)
+
+        def plan(epoch: int) -> list[Ints]:
+            batch = self.cfg.train.batch_size
+            return list(order.epoch_batches(self.cfg.seed, epoch, pairs, batch, self.rank, self.world))
+
+        return PairLoader(self.batches_per_epoch, plan, lambda e, b: self._batches("train", e, b), self.position)
+
+    def val_dataloader(self) -> PairLoader:
+        """This rank's validation batches, always the same; the last may be smaller."""
+        pairs = len(self._split("val").words.ids)
+        plan = order.sequential_batches(pairs, self.cfg.train.batch_size, self.rank, self.world)
+        return PairLoader(len(plan), lambda _: plan, lambda e, b: self._batches("val", e, b))
+
+    def _batches(self, name: str, epoch: int, batches: list[Ints]) -> Iterator[dict[str, Any]]:
+        split = self._split(name)
+        if self._latents is not None:
+            for indices in batches:
+                yield self._cached(name, split, epoch, split.usable[indices])
+            return
+        chunks = [indices.tolist() for indices in batches]
+        for pixels in read_chunks(split.reader, chunks, workers=self.cfg.data.workers, replace=True):
+            split.guard.note(pixels.indices, pixels.bad)
+            yield self._streamed(split, epoch, pixels)
+
+    def _cached(self, name: str, split: _Split, epoch: int, indices: Ints) -> dict[str, Any]:
+        assert self._latents is not None and split.rows is not None
+        picked = split.words.pick(epoch, indices)
+        source = split.rows[picked.mirrored.astype(np.int64), indices]
+        store = self._texts[name]
+        return {
+            "ids": [split.words.ids[i] for i in indices],
+            "source": self._latents.gather(source),
+            "target": self._latents.gather(np.where(picked.null, source, source + 1)),
+            **self._text_entries(picked, store.gather),
+        }
+
+    def _streamed(self, split: _Split, epoch: int, pixels: PixelBatch) -> dict[str, Any]:
+        indices = np.array(pixels.indices, dtype=np.int64)
+        picked = split.words.pick(epoch, indices)
+        ids = [split.words.ids[i] for i in indices]
+        both = torch.stack([pixels.source, pixels.target])
+        mirrored = torch.from_numpy(picked.mirrored).to(both.device)[:, None, None, None]
+        both = torch.where(mirrored, both.flip(-1), both)
+        source, target = self._encode_images(both.flatten(0, 1), ids).chunk(2)
+        null = torch.from_numpy(picked.null).to(source.device)[:, None, None, None, None]
+
+        def encode(numbers: Ints) -> TextStates:
+            different, back = np.unique(numbers, return_inverse=True)
+            return self._encode([split.words.unique[i] for i in different])[torch.from_numpy(back)]
+
+        return {
+            "ids": ids, "source": source, "target": torch.where(null, source, target),
+            **self._text_entries(picked, encode),
+        }
+
+    def _text_entries(self, picked: Picked, encode: Callable[[Ints], TextStates]) -> dict[str, TextStates]:
+        """The three texts of a batch; those that are alike are one object."""
+        target = encode(picked.target)
+        gate = target if np.array_equal(picked.gate, picked.target) else encode(picked.gate)
+        if picked.source.any():
+            source = target if np.array_equal(picked.source, picked.target) else encode(picked.source)
+        else:
+            assert self._empty is not None
+            source = self._empty.to(target.device).repeat_interleave(len(picked.source))
+        return {"text_target": target, "text_gate": gate, "text_source": source}
+
+    # ---- resuming ---------------------------------------------------------------------------------------------
+
+    def set_position(self, epoch: int, batch: int = 0) -> None:
+        """The next training batch is the `batch`-th of `epoch` (both from 0; micro-batches of this rank).
+
+        Raises:
+            ValueError: the epoch has no such batch (its length itself means the start of the next epoch).
+        """
+        length = self.batches_per_epoch
+        if epoch < 0 or not 0 <= batch <= length:
+            raise ValueError(f"no batch {batch} in epoch {epoch}: an epoch has {length}")
+        if batch == length:
+            epoch, batch = epoch + 1, 0
+        self.position.epoch, self.position.batch = epoch, batch
+
+    def set_micro_batches(self, done: int) -> None:
+        """The next training batch is the one after `done` micro-batches since the start of training."""
+        self.set_position(*divmod(done, self.batches_per_epoch))
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training stands, and what the position means: it holds for one order of pairs only."""
+        return {
+            "epoch": self.position.epoch,
+            "batch": self.position.batch,
+            "pairs": len(self._split("train").words.ids),
+            "batch_size": self.cfg.train.batch_size,
+            "world": self.world,
+            "seed": self.cfg.seed,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue where `state_dict()` was taken.
+
+        Raises:
+            ConfigError: the order of pairs is another one now, so the position would mean other batches.
+        """
+        names = {"pairs": "number of training pairs", "batch_size": "train.batch_size",
+                 "world": "number of devices", "seed": "seed"}
+        now = self.state_dict()
+        problems = [
+            f"resume: the checkpoint was made with another {what} ({state_dict[key]}, now {now[key]}), "
+            "so it cannot continue with the same batches; use the same value, or init_from= to start anew"
+            for key, what in names.items()
+            if state_dict[key] != now[key]
+        ]
+        if problems:
+            raise ConfigError(problems)
+        self.set_position(state_dict["epoch"], state_dict["batch"])
+
+
+def _normal(tensor: Tensor) -> Tensor:
+    """A tensor made in inference mode cannot take part in training; a copy of it can."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _next_true(good: np.ndarray) -> Ints:
+    """For each place itself if `good`, else the next good place, cyclically."""
+    places = np.flatnonzero(good)
+    return places[np.searchsorted(places, np.arange(len(good))) % len(places)].astype(np.int64)
+
+
+def _barrier() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
