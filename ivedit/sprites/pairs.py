@@ -17,18 +17,20 @@ from torch import Tensor
 
 from . import draws, edits
 from . import vocabulary as v
-from .edits import ADD, BACKGROUND_COLOUR, BACKGROUND_PATTERN, COMPOUND, RECOLOUR, RESHAPE, RESIZE, Edit
+from .edits import ADD, BACKGROUND_COLOUR, BACKGROUND_PATTERN, COMPOUND, RECOLOUR, REMOVE, RESHAPE, RESIZE, STYLE, Edit
 from .instructions import instructions
 from .language import captions
 from .render import render
 from .scene import SceneBatch, held_out, scenes_from_keys, well_formed
 
-# Ordered pairs of simple operations. Two edits of one background could undo each other, so they are left out.
+# Ordered pairs of simple operations. Two edits of one background could undo each other, so they are left out; a style
+# comes last, because what "yellow" means in a scene of inverted colours is anybody's guess; a removal makes room for an
+# addition, so it comes before.
 _STEPS = tuple(
     (one, two)
     for one in range(COMPOUND)
     for two in range(COMPOUND)
-    if one != two and {one, two} != {BACKGROUND_COLOUR, BACKGROUND_PATTERN}
+    if one not in (two, STYLE) and {one, two} != {BACKGROUND_COLOUR, BACKGROUND_PATTERN} and (one, two) != (ADD, REMOVE)
 )
 _ATTEMPTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -96,7 +98,7 @@ def _wishes(key: Tensor, operation: Tensor, split: str) -> _Wish:
     # Among unseen pairs, half the objects are unseen before the edit and half become so by it.
     creates = edits.is_any(primary, (RECOLOUR, RESHAPE)) & draws.chance(key, "unseen", 0.5)
     unseen = (creates | (primary == ADD)) & (split == "test_combination")
-    adds = (primary == ADD) | (secondary == ADD)
+    adds = (primary == ADD) | ((secondary == ADD) & (primary != REMOVE))
     # Additions start from a scene with a free slot, and never lead to more objects than the split has.
     if split == "pretrain":
         number = torch.where(adds, 1 + draws.integers(key, "number", 2), -1)
@@ -106,9 +108,7 @@ def _wishes(key: Tensor, operation: Tensor, split: str) -> _Wish:
 
 
 def _second(key: Tensor, source: SceneBatch, between: SceneBatch, wish: _Wish, first: Edit) -> tuple[Edit, Tensor]:
-    """The second step of compounds, proposed on the scene `between` the steps, and whether it is proper (true
-    without one).
-    """
+    """The second step of compounds, proposed on the scene `between` the steps; bool: it is proper, or none is asked."""
     none = wish.secondary < 0
     operation = wish.secondary.clamp_min(0)
     edit = edits.propose(draws.fork(key, 7), between, operation, wish.manner, torch.zeros_like(none))
@@ -120,9 +120,7 @@ def _second(key: Tensor, source: SceneBatch, between: SceneBatch, wish: _Wish, f
     fine = edits.proper(between, edit) & (same | (edit.slot < 0) | (old & (edit.slot != first.slot)))
     # Recolouring must still show: greyscale hides part of it and an outline drawing all of it.
     tinted = (RECOLOUR, BACKGROUND_COLOUR, BACKGROUND_PATTERN)
-    coloured = edits.is_any(first.operation, tinted) | edits.is_any(operation, tinted)
-    style = torch.maximum(edit.style, first.style)
-    fine &= ~coloured | (style < 0) | (style == v.STYLES.index("inverted"))
+    fine &= ~edits.is_any(first.operation, tinted) | (edit.style < 0) | (edit.style == v.STYLES.index("inverted"))
     nothing = Edit.of(torch.full_like(operation, -1))
     chosen = {f.name: torch.where(none, getattr(nothing, f.name), getattr(edit, f.name)) for f in fields(Edit)}
     return Edit(**chosen), fine | none
@@ -187,9 +185,11 @@ def sample_pairs(
     key = draws.stream(seed, index, f"pair/{split}")
     wish = _wishes(key, _operations(key, index, operations, balanced), split)
     todo = torch.arange(len(index), device=index.device)
-    rows, found, tried = [], [], 0
+    rows: list[Tensor] = []
+    found: list[tuple[SceneBatch, SceneBatch, Edit, Edit]] = []
+    tried = 0
     for number in _ATTEMPTS:
-        if todo.numel() == 0:
+        if todo.numel() == 0 and found:
             break
         attempts = torch.arange(tried, tried + number, device=index.device)
         tried += number
@@ -204,7 +204,7 @@ def sample_pairs(
         todo = todo[~good]
     if todo.numel():
         raise RuntimeError(f"no proper edit in {tried} attempts for indices {index[todo][:8].tolist()} of {split!r}")
-    back = torch.cat(rows).argsort() if rows else todo
+    back = torch.cat(rows).argsort()
     sources, targets, firsts, seconds = zip(*found, strict=True)
     source, target = SceneBatch.cat(sources)[back], SceneBatch.cat(targets)[back]
     first, second = Edit.cat(firsts)[back], Edit.cat(seconds)[back]

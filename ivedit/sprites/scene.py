@@ -19,6 +19,7 @@ from . import vocabulary as v
 _GRID = 32.0
 _STILL_SHARE = 0.25
 _FREE_SHARE = 0.75  # of moving objects, those that start where they reach no wall within the clip
+_LEAD = 6.0  # frames at least before any bounce
 _TRIES = 16  # places tried for each object beside those that stand already
 # Layouts built per scene until one works: the first keep the sizes and motions drawn at first, the next the
 # motions, the last nothing. Else crowded scenes would mostly hold small objects standing still. What fits in
@@ -289,8 +290,10 @@ def _build(
     step = velocity(direction, speed)
     bounds = v.table(v.BOUNDS, device)[size]
     walls = bounds[..., None].expand(-1, -1, 2)
-    # Starting this far from the wall ahead, an object does not reach it before the last frame.
-    travel = step * (v.FRAMES - 1) * draws.chance(motions, "free", _FREE_SHARE)[..., None]
+    # Starting this far from the wall ahead, an object does not reach it before the last frame; those that bounce
+    # first show the direction that their captions name.
+    free = draws.chance(motions, "free", _FREE_SHARE)
+    travel = step * torch.where(free, float(v.FRAMES - 1), _LEAD)[..., None]
     low, high = walls + (-travel).clamp_min(0), v.CANVAS - walls - travel.clamp_min(0)
     tries = draws.fork(objects[..., None], torch.arange(_TRIES, device=device))
     place = torch.stack((draws.uniform(tries, "x"), draws.uniform(tries, "y")), -1)  # (B, K, tries, 2)
@@ -303,12 +306,12 @@ def _build(
     for slot in range(v.MAX_OBJECTS):
         wall = walls[:, slot, None].expand(places[:, slot].shape)
         ways = paths(places[:, slot], step[:, slot, None].expand(wall.shape), wall, v.CANVAS - wall, times)
-        free = torch.ones_like(ways[..., 0, 0], dtype=torch.bool)
+        fits = torch.ones_like(ways[..., 0, 0], dtype=torch.bool)
         for other, centre in enumerate(centres):
             gap = (ways - centre[:, None]).square().sum(-1).amin(-1)
-            free &= (gap >= (bounds[:, slot] + bounds[:, other]).square()[:, None]) | ~present[:, other, None]
-        chosen = free.long().argmax(1)
-        fine = fine & (free.any(1) | ~present[:, slot])
+            fits &= (gap >= (bounds[:, slot] + bounds[:, other]).square()[:, None]) | ~present[:, other, None]
+        chosen = fits.long().argmax(1)
+        fine = fine & (fits.any(1) | ~present[:, slot])
         starts.append(places[rows, slot, chosen])
         centres.append(ways[rows, chosen])
     return size, direction, speed, torch.stack(starts, 1), fine
