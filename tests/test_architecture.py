@@ -58,7 +58,9 @@ HEAVY = {
 }  # fmt: skip
 HEAVY_PARTS = {"backbone", "data", "editor", "evaluation", "flow", "pipeline", "pretrain", "sprites", "training"}
 
-DISTRIBUTION = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml"}
+DISTRIBUTION = {
+    "PIL": "pillow", "cv2": "opencv-python-headless", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml",
+}  # fmt: skip
 
 
 def name_of(path: Path) -> str:
