@@ -161,6 +161,7 @@ def test_the_log_is_written_only_while_it_is_open(run):
 
 
 def test_the_module_imports_nothing_heavy():
-    code = "import sys, ivedit.runfolder; print([m for m in ('torch', 'mlflow', 'numpy', 'lightning') if m in sys.modules])"
+    heavy = ("torch", "mlflow", "numpy", "lightning")
+    code = f"import sys, ivedit.runfolder; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

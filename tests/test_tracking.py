@@ -259,7 +259,7 @@ def test_a_store_that_cannot_be_reached_is_one_line_before_training(tmp_path, ur
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "http://me:secret@host"])
 def test_addresses_that_can_never_work_are_refused(tmp_path, uri):
-    with pytest.raises(ConfigError, match="tracking.uri") as error:
+    with pytest.raises(ConfigError, match=r"tracking.uri") as error:
         started(tmp_path, tracking__uri=uri)
     assert "secret" not in str(error.value)
 
