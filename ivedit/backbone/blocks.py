@@ -11,12 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["BlockModulation", "Conditioning", "attention", "feed_forward", "modulated_input", "output_head", "run_block"]
+__all__ = [
+    "BlockModulation",
+    "Conditioning",
+    "attention",
+    "feed_forward",
+    "modulated_input",
+    "output_head",
+    "run_block",
+]
 
 Rotary = tuple[Tensor, Tensor]
 Delta = Callable[[Tensor], Tensor]
@@ -51,7 +60,7 @@ class BlockModulation:
     ffn_gate: Tensor
 
     @staticmethod
-    def of(block: nn.Module, conditioning: Conditioning) -> BlockModulation:
+    def of(block: Any, conditioning: Conditioning) -> BlockModulation:
         """Add the block's own table to the projected timestep."""
         table = block.scale_shift_table
         temb = conditioning.modulation.float()
@@ -62,7 +71,7 @@ class BlockModulation:
         return BlockModulation(*parts)
 
 
-def modulated_input(block: nn.Module, hidden: Tensor, modulation: BlockModulation, dtype: torch.dtype) -> Tensor:
+def modulated_input(block: Any, hidden: Tensor, modulation: BlockModulation, dtype: torch.dtype) -> Tensor:
     """x of the method: the stream after norm1 and modulation, (B, S, C) in `dtype`.
 
     It is the space in which the block's own queries, keys and values live.
@@ -71,7 +80,7 @@ def modulated_input(block: nn.Module, hidden: Tensor, modulation: BlockModulatio
 
 
 def run_block(
-    block: nn.Module,
+    block: Any,
     hidden: Tensor,
     conditioning: Conditioning,
     rotary: Rotary,
@@ -105,7 +114,7 @@ def run_block(
     return hidden.float() + out.float() * modulation.ffn_gate
 
 
-def output_head(transformer: nn.Module, hidden: Tensor, conditioning: Conditioning) -> Tensor:
+def output_head(transformer: Any, hidden: Tensor, conditioning: Conditioning) -> Tensor:
     """Final norm, modulation and projection: (B, S, C) -> (B, S, ph * pw * Z)."""
     table = transformer.scale_shift_table
     if conditioning.time.ndim == 3:
@@ -125,7 +134,7 @@ def _rotate(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention(
-    attn: nn.Module,
+    attn: Any,
     x: Tensor,
     rotary: Rotary,
     *,
@@ -150,7 +159,7 @@ def attention(
     return (frozen if sign == 1.0 else sign * frozen) + out(mixed)
 
 
-def feed_forward(ffn: nn.Module, x: Tensor, *, up: Delta, down: Delta) -> Tensor:
+def feed_forward(ffn: Any, x: Tensor, *, up: Delta, down: Delta) -> Tensor:
     """A frozen `FeedForward` (GELU) over x (B, S, C) with something added to both of its projections."""
     inner = ffn.net[0].gelu(ffn.net[0].proj(x) + up(x))
     return ffn.net[2](inner) + down(inner)

@@ -18,7 +18,7 @@ from torch import nn
 from ivedit.backbone.spec import check_transformer_config, vae_factors
 from ivedit.errors import IveditError
 
-__all__ = ["Parts", "read_parts", "resolve_folder", "storage_dtype"]
+__all__ = ["Parts", "keep_dtype", "read_parts", "resolve_folder", "storage_dtype"]
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 TEXT_ENCODERS = ("UMT5EncoderModel", "T5EncoderModel")
@@ -37,6 +37,7 @@ class Parts:
     tokenizer: Any
     scheduler_config: dict[str, Any]
     vae_config: dict[str, Any]
+    transformer_config: dict[str, Any]
     text_length: int
 
 
@@ -50,6 +51,16 @@ def storage_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if dtype not in known:
         raise IveditError(f"backbone.dtype: {dtype!r} is not one of auto, float32, bfloat16")
     return known[dtype]
+
+
+def keep_dtype(transformer: Any, dtype: torch.dtype) -> None:
+    """Cast a transformer in place, keeping float32 where Wan keeps it (only `from_pretrained` does that itself)."""
+    keep = tuple(getattr(transformer, "_keep_in_fp32_modules", None) or ())
+    tensors = [*transformer.named_parameters(), *transformer.named_buffers()]
+    for name, tensor in tensors:
+        if tensor.is_floating_point():
+            kept = any(part in name for part in keep)
+            tensor.data = tensor.data.to(torch.float32 if kept else dtype)
 
 
 def resolve_folder(path: str | Path, components: Sequence[str]) -> Path:
@@ -72,7 +83,9 @@ def resolve_folder(path: str | Path, components: Sequence[str]) -> Path:
             )
         return folder
     if str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
-        raise IveditError(f"backbone.path: {path} is neither a folder nor a hub name such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+        raise IveditError(
+            f"backbone.path: {path} is neither a folder nor a hub name such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+        )
     from huggingface_hub import snapshot_download
 
     patterns = ["model_index.json", "ivedit.json", "scheduler/*.json", "vae/config.json", "transformer/config.json"]
@@ -83,7 +96,9 @@ def resolve_folder(path: str | Path, components: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(str(path), allow_patterns=patterns))
     except Exception as error:  # the hub client raises many types for "no such name", "no network", "no access"
-        raise IveditError(f"backbone.path: {path} is no local folder and could not be fetched from the hub: {error}") from error
+        raise IveditError(
+            f"backbone.path: {path} is no local folder and could not be fetched from the hub: {error}"
+        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -153,9 +168,8 @@ def read_parts(
     _check_index(folder, index, components)
     scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json")
     vae_config = _read_json(folder / "vae" / "config.json")
-    if "transformer" in components:
-        latent_channels = vae_factors(vae_config)[0]
-        check_transformer_config(str(path), _read_json(folder / "transformer" / "config.json"), latent_channels)
+    transformer_config = _read_json(folder / "transformer" / "config.json")
+    check_transformer_config(str(path), transformer_config, vae_factors(vae_config)[0])
     for part in components:
         _require_safetensors(folder, part)
 
@@ -190,5 +204,6 @@ def read_parts(
         tokenizer=tokenizer,
         scheduler_config=scheduler_config,
         vae_config=vae_config,
+        transformer_config=transformer_config,
         text_length=text_length or WAN_TEXT_LENGTH,
     )

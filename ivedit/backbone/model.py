@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ivedit.backbone.blocks import BlockModulation, Conditioning, modulated_input, output_head, run_block
 from ivedit.backbone.encoding import decode_pixels, encode_latents, encode_texts
-from ivedit.backbone.loading import COMPONENTS, WAN_TEXT_LENGTH, read_parts, storage_dtype
+from ivedit.backbone.loading import COMPONENTS, WAN_TEXT_LENGTH, keep_dtype, read_parts, storage_dtype
 from ivedit.backbone.spec import BackboneSpec, Grid, check_transformer_config, flow_shift, vae_factors
 from ivedit.data.text import TextStates
 from ivedit.errors import IveditError
@@ -40,6 +40,9 @@ class Backbone(nn.Module):
         gradient_checkpointing: recompute each block in the backward pass.
     """
 
+    latents_mean: Tensor
+    latents_std: Tensor
+
     def __init__(
         self,
         transformer: Any,
@@ -49,6 +52,7 @@ class Backbone(nn.Module):
         scheduler_config: Mapping[str, Any] | None = None,
         *,
         vae_config: Mapping[str, Any] | None = None,
+        transformer_config: Mapping[str, Any] | None = None,
         text_length: int = WAN_TEXT_LENGTH,
         name: str = "in memory",
         gradient_checkpointing: bool = False,
@@ -66,7 +70,26 @@ class Backbone(nn.Module):
         self._fingerprint: str | None = None
         vae_config = dict(vae.config) if vae is not None else dict(vae_config or {})
         latent_channels, space, time = vae_factors(vae_config)
-        self.spec = self._read_spec(name, latent_channels, space, time, text_length)
+        config = dict(transformer.config) if transformer is not None else dict(transformer_config or {})
+        check_transformer_config(name, config, latent_channels if vae_config and config else None)
+        self.spec = BackboneSpec(
+            name=name,
+            blocks=config.get("num_layers", 0),
+            width=config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0),
+            heads=config.get("num_attention_heads", 0),
+            head_dim=config.get("attention_head_dim", 0),
+            ffn_width=config.get("ffn_dim", 0),
+            text_dim=config.get("text_dim", 0),
+            latent_channels=config.get("in_channels", latent_channels),
+            patch=(1, int(config.get("patch_size", (1, 1, 1))[1]), int(config.get("patch_size", (1, 1, 1))[2])),
+            space_factor=space,
+            time_factor=time,
+            shift=flow_shift(name, self.scheduler_config),
+            text_length=text_length,
+            _fingerprint=self.fingerprint,
+        )
+        if not vae_config:  # no VAE at all: latents pass through as they are
+            latent_channels = self.spec.latent_channels
         mean = torch.tensor(vae_config.get("latents_mean", [0.0] * latent_channels), dtype=torch.float32)
         std = torch.tensor(vae_config.get("latents_std", [1.0] * latent_channels), dtype=torch.float32)
         self.register_buffer("latents_mean", mean.view(1, -1, 1, 1, 1), persistent=False)
@@ -99,9 +122,7 @@ class Backbone(nn.Module):
             IveditError: a folder that cannot be run; the message names what and why.
         """
         device = torch.device(device)
-        parts = read_parts(
-            path, dtype=storage_dtype(dtype, device), components=components, text_length=text_length
-        )
+        parts = read_parts(path, dtype=storage_dtype(dtype, device), components=components, text_length=text_length)
         backbone = cls(
             parts.transformer,
             parts.vae,
@@ -109,6 +130,7 @@ class Backbone(nn.Module):
             parts.tokenizer,
             parts.scheduler_config,
             vae_config=parts.vae_config,
+            transformer_config=parts.transformer_config,
             text_length=parts.text_length,
             name=parts.name,
             gradient_checkpointing=gradient_checkpointing,
@@ -137,7 +159,7 @@ class Backbone(nn.Module):
         modules that Wan keeps in float32 are kept so.
         """
         if transformer is not None:
-            store(transformer, dtype)
+            keep_dtype(transformer, dtype)
         if text_encoder is not None:
             text_encoder.to(dtype)
         backbone = cls(
@@ -152,30 +174,6 @@ class Backbone(nn.Module):
             gradient_checkpointing=gradient_checkpointing,
         )
         return backbone.to(device)
-
-    def _read_spec(self, name: str, channels: int, space: int, time: int, text_length: int) -> BackboneSpec:
-        config = {} if self.transformer is None else dict(self.transformer.config)
-        if self.transformer is not None:
-            check_transformer_config(name, config, channels if self.vae is not None else None)
-            channels = config["in_channels"]
-        heads, head_dim = config.get("num_attention_heads", 0), config.get("attention_head_dim", 0)
-        patch = config.get("patch_size", (1, 1, 1))
-        return BackboneSpec(
-            name=name,
-            blocks=config.get("num_layers", 0),
-            width=heads * head_dim,
-            heads=heads,
-            head_dim=head_dim,
-            ffn_width=config.get("ffn_dim", 0),
-            text_dim=config.get("text_dim", 0),
-            latent_channels=channels,
-            patch=(1, int(patch[1]), int(patch[2])),
-            space_factor=space,
-            time_factor=time,
-            shift=flow_shift(name, self.scheduler_config),
-            text_length=text_length,
-            _fingerprint=self.fingerprint,
-        )
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode, whatever a surrounding module asks for."""
@@ -224,9 +222,7 @@ class Backbone(nn.Module):
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, Z, F, h, w) -> pixels (B, T, 3, H, W) float32 in [0, 1]."""
-        return decode_pixels(
-            self._need("vae"), latents, self.latents_mean, self.latents_std, self.spec.space_factor
-        )
+        return decode_pixels(self._need("vae"), latents, self.latents_mean, self.latents_std, self.spec.space_factor)
 
     def encode_text(self, texts: list[str]) -> TextStates:
         """States (B, text_length, D), zero behind each text; `""` is what dropped text looks like."""
@@ -401,13 +397,3 @@ class Backbone(nn.Module):
         if plain:
             self._fingerprint = digest.hexdigest()
         return digest.hexdigest()
-
-
-def store(transformer: Any, dtype: torch.dtype) -> None:
-    """Cast a transformer in place, keeping float32 where Wan keeps it (only `from_pretrained` does that itself)."""
-    keep = tuple(getattr(transformer, "_keep_in_fp32_modules", None) or ())
-    tensors = [*transformer.named_parameters(), *transformer.named_buffers()]
-    for name, tensor in tensors:
-        if tensor.is_floating_point():
-            kept = any(part in name for part in keep)
-            tensor.data = tensor.data.to(torch.float32 if kept else dtype)

@@ -1,6 +1,6 @@
 """The trained part: 2D edit modules on a frozen transformer, one per chosen block, in several families."""
 
-from ivedit.editor import side_by_side, two_stream  # noqa: F401  (they register the variants)
+from ivedit.editor import predict_update, side_by_side, single_attention, tuned_attention  # noqa: F401  (registers)
 from ivedit.editor.base import Editor, parameter_count
 from ivedit.editor.build import build_editor, editor_config
 from ivedit.editor.context import EditText, GateRecord, SourceContext

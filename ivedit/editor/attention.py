@@ -8,7 +8,6 @@ head's rotary pairs apart and are refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,6 +54,8 @@ def check_width(width: int | None, spec: BackboneSpec) -> int:
 @torch.no_grad()
 def kept_rows(attn: Any, width: int) -> Tensor:
     """Rows of a frozen attention's projections that belong to the `width` / head size heads with the largest O V."""
+    if width == attn.to_q.weight.shape[0]:
+        return torch.arange(width)
     heads = attn.heads
     size = attn.to_q.weight.shape[0] // heads
     value = attn.to_v.weight.detach().float().cpu().unflatten(0, (heads, size))
@@ -135,6 +136,22 @@ class TextKeys(nn.Module):
         """(B, L, C) -> keys and values (B, heads, L, head size)."""
         return split_heads(self.norm(self.key(tokens)), self.head_dim), split_heads(self.value(tokens), self.head_dim)
 
+    def join(self, key: Tensor, value: Tensor, text: ModuleText) -> tuple[Tensor, Tensor, Tensor]:
+        """Put text behind source keys and values (B*F, heads, N, head size); also the bias that masks padding."""
+        text_key, text_value = self(text.tokens)
+        if text.frames > 1:
+            text_key = text_key.repeat_interleave(text.frames, dim=0)
+            text_value = text_value.repeat_interleave(text.frames, dim=0)
+        return torch.cat((key, text_key), dim=2), torch.cat((value, text_value), dim=2), text.joint_bias
+
+
+class NoTextKeys(nn.Module):
+    """Source tokens alone are attended to."""
+
+    def join(self, key: Tensor, value: Tensor, text: ModuleText) -> tuple[Tensor, Tensor, None]:
+        """Keys and values as they are, and no mask."""
+        return key, value, None
+
 
 class SpatialAttention(nn.Module):
     """O SDPA(Q x, K s, V y) inside each frame, with optional text keys.
@@ -165,8 +182,7 @@ class SpatialAttention(nn.Module):
             zero_linear(self.out)
         else:
             copy_linear(self.out, attn.to_out[0], columns=rows)
-        self.text = TextKeys(block.attn2, width, head_dim) if text else None
-        self.mix: Callable[..., Tensor] = self._with_text if text else self._without_text
+        self.text = TextKeys(block.attn2, width, head_dim) if text else NoTextKeys()
 
     def queries(self, x: Tensor, rotary: Rotary) -> Tensor:
         """(B, F, N, C) -> (B, F, heads, N, head size)."""
@@ -183,18 +199,9 @@ class SpatialAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, text: ModuleText) -> Tensor:
         """Mixed values before the output projection, (B, F, N, r); the arguments are as the methods above give."""
         batch, frames = query.shape[:2]
-        mixed = self.mix(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), text)
+        keys, values, bias = self.text.join(key.flatten(0, 1), value.flatten(0, 1), text)
+        mixed = F.scaled_dot_product_attention(query.flatten(0, 1), keys, values, bias)
         return mixed.transpose(1, 2).flatten(2).unflatten(0, (batch, frames))
-
-    def _without_text(self, query: Tensor, key: Tensor, value: Tensor, text: ModuleText) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value)
-
-    def _with_text(self, query: Tensor, key: Tensor, value: Tensor, text: ModuleText) -> Tensor:
-        assert self.text is not None
-        text_key, text_value = (t.repeat_interleave(text.frames, dim=0) for t in self.text(text.tokens))
-        return F.scaled_dot_product_attention(
-            query, torch.cat((key, text_key), dim=2), torch.cat((value, text_value), dim=2), text.joint_bias
-        )
 
 
 def spatial_attention_size(channels: int, width: int, *, text: bool) -> int:

@@ -121,7 +121,8 @@ def module_text(tokens: Tensor, mask: Tensor, frames: int, per_frame: int) -> Mo
     # softmax over nothing is not a number.
     real[:, :1] = True
     bias = torch.zeros_like(real, dtype=tokens.dtype).masked_fill_(~real, float("-inf"))
-    joint = torch.nn.functional.pad(bias, (per_frame, 0)).repeat_interleave(frames, dim=0)
+    joint = torch.nn.functional.pad(bias, (per_frame, 0))
+    joint = joint.repeat_interleave(frames, dim=0) if frames > 1 else joint
     return ModuleText(tokens, bias[:, None, None], joint[:, None, None], frames)
 
 

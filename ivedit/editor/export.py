@@ -83,9 +83,7 @@ def read_editor_header(path: str | Path) -> dict[str, Any]:
     return header
 
 
-def load_editor(
-    path: str | Path, backbone: Backbone, *, map_location: str | torch.device | None = None
-) -> Editor:
+def load_editor(path: str | Path, backbone: Backbone, *, map_location: str | torch.device | None = None) -> Editor:
     """Build the editor a file describes and fill in its weights (float32).
 
     Args:
@@ -99,7 +97,7 @@ def load_editor(
     path = resolve_editor_file(path)
     header = read_editor_header(path)
     mine, theirs = backbone.spec.shapes(), header["shapes"]
-    differing = [f"{key} {theirs.get(key)} (this backbone: {mine[key]})" for key in mine if theirs.get(key) != mine[key]]
+    differing = [f"{key} {theirs.get(key)} (here {mine[key]})" for key in mine if theirs.get(key) != mine[key]]
     if differing:
         raise IveditError(f"{path} was trained on a backbone of other shapes: " + ", ".join(differing))
     if header["fingerprint"] is not None and header["fingerprint"] != backbone.fingerprint():
@@ -133,5 +131,7 @@ def resolve_editor_file(reference: str | Path) -> Path:
         if path.is_dir():
             path = path / "checkpoints" / "editor.safetensors"
     if not path.is_file():
-        raise IveditError(f"no trained editor at {path}; give a .safetensors file, the folder of a finished run, or `shipped`")
+        raise IveditError(
+            f"no trained editor at {path}; give a .safetensors file, the folder of a finished run, or `shipped`"
+        )
     return path

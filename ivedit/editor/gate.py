@@ -7,6 +7,7 @@ gate depends on the timestep through x. It replaces the mask a user would have t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def build_gate(kind: str, grain: str, spec: BackboneSpec, width: int, block: Any
     """The gate named by `editor.gate` and `editor.gate_grain`."""
     if grain not in GRAINS:
         raise ConfigError(f"editor.gate_grain: {grain!r} is not one of {', '.join(GRAINS)}")
-    builders = {
+    builders: dict[str, Callable[[], nn.Module]] = {
         "text": lambda: TextGate(spec, width, grain, block),
         "features": lambda: FeatureGate(spec, width, grain),
         "none": OpenGate,

@@ -1,7 +1,7 @@
 """The edit module of one block, put together from parts: a path that makes the edit, a gate, a copy path.
 
-The path is predict-update or a single attention (`paths.py`), the gate is one of `gate.py`. Which parts a module has
-is decided when it is built; the forward pass is the same for all.
+The path is a family's own (`predict_update.py`, `single_attention.py`), the gate one of `gate.py`. Which parts a module
+has is decided when it is built; the forward pass is the same for all.
 """
 
 from __future__ import annotations
@@ -13,75 +13,13 @@ from torch import Tensor, nn
 
 from ivedit.editor.attention import (
     Rotary,
-    SpatialAttention,
-    aligned_map,
     copy_linear,
     kept_rows,
-    spatial_attention_size,
     zero_linear,
 )
 from ivedit.editor.context import ModuleText, SourceTokens
 
-__all__ = [
-    "CopyPath", "EditModule", "MatchedAdapter", "NoCopy", "PredictUpdate", "SingleAttention", "copy_size",
-    "predict_update_size",
-]
-
-
-class PredictUpdate(nn.Module):
-    """Predict, difference, update (the lifting scheme).
-
-    p = Op SDPA(Qp x, Kp s, Vp s) is what the source says should stand at each target token; d = p - Wd x is how far
-    the target is from it, its size being the signal; u = Ou SDPA(Qu x, Ku s, Vu d), with text tokens among keys and
-    values where asked.
-    """
-
-    def __init__(self, block: Any, width: int, head_dim: int, *, text: bool, difference: bool) -> None:
-        super().__init__()
-        self.predict = SpatialAttention(block, width, head_dim, text=False, zero_out=False)
-        self.aligned = aligned_map(block, width) if difference else Nothing()
-        self.update = SpatialAttention(block, width, head_dim, text=text, zero_out=True)
-
-    def project(self, s: Tensor, rotary: Rotary) -> SourceTokens:
-        """Kp s, Vp s and Ku s."""
-        return {
-            "predict_key": self.predict.keys(s, rotary),
-            "predict_value": self.predict.values(s),
-            "update_key": self.update.keys(s, rotary),
-        }
-
-    def forward(self, x: Tensor, source: SourceTokens, text: ModuleText, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        """u (B, F, N, C), and the prediction before its output projection (B, F, N, r)."""
-        query = self.predict.queries(x, rotary)
-        predicted = self.predict(query, source["predict_key"], source["predict_value"], text)
-        difference = self.predict.out(predicted) - self.aligned(x)
-        query = self.update.queries(x, rotary)
-        mixed = self.update(query, source["update_key"], self.update.values(difference), text)
-        return self.update.out(mixed), predicted
-
-
-class Nothing(nn.Module):
-    """The zero map, as a number: d = p."""
-
-    def forward(self, x: Tensor) -> float:
-        return 0.0
-
-
-class SingleAttention(nn.Module):
-    """Without predict-update: u = O SDPA(Q x, K s, V s), copied from the same frozen weights, O starting at 0."""
-
-    def __init__(self, block: Any, width: int, head_dim: int, *, text: bool) -> None:
-        super().__init__()
-        self.attend = SpatialAttention(block, width, head_dim, text=text, zero_out=True)
-
-    def project(self, s: Tensor, rotary: Rotary) -> SourceTokens:
-        """K s and V s."""
-        return {"key": self.attend.keys(s, rotary), "value": self.attend.values(s)}
-
-    def forward(self, x: Tensor, source: SourceTokens, text: ModuleText, rotary: Rotary) -> tuple[Tensor, float]:
-        """u (B, F, N, C), and no prediction: 0."""
-        mixed = self.attend(self.attend.queries(x, rotary), source["key"], source["value"], text)
-        return self.attend.out(mixed), 0.0
+__all__ = ["CopyPath", "EditModule", "MatchedAdapter", "NoAdapter", "NoCopy", "copy_size"]
 
 
 class CopyPath(nn.Module):
@@ -166,6 +104,11 @@ class EditModule(nn.Module):
     `rounds` repeats path and gate with the same weights, each round seeing the features with the edit so far added.
     """
 
+    path: Any
+    gate: Any
+    copy: Any
+    adapter: Any
+
     def __init__(self, path: nn.Module, gate: nn.Module, copy: nn.Module, adapter: nn.Module, rounds: int) -> None:
         super().__init__()
         self.path = path
@@ -190,15 +133,6 @@ class EditModule(nn.Module):
             edit = gated + edit
             x = x + gated
         return self.copy(edit, predicted, source), gate
-
-
-def predict_update_size(channels: int, width: int, *, text: bool, difference: bool) -> int:
-    """Number of weights of a `PredictUpdate`."""
-    size = spatial_attention_size(channels, width, text=False) + spatial_attention_size(channels, width, text=text)
-    if difference:
-        full = (channels + 1) * channels
-        size += full if width == channels else (channels + 1) * width + (width + 1) * channels
-    return size
 
 
 def copy_size(channels: int, width: int) -> int:

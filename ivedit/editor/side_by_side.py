@@ -67,7 +67,7 @@ class SideBySideEditor(Editor):
     def __init__(self, config: Mapping[str, Any], backbone: Backbone) -> None:
         super().__init__(config, backbone)
         rank = self.chosen_rank(config, backbone.spec)
-        self.modules_of = nn.ModuleList(SideBySideModule(backbone.spec, rank) for _ in self.blocks)
+        self.modules_of: Any = nn.ModuleList(SideBySideModule(backbone.spec, rank) for _ in self.blocks)
         self._wide: dict[tuple[int, int, torch.device], Rotary] = {}
 
     @staticmethod
@@ -129,9 +129,7 @@ class SideBySideEditor(Editor):
             grid = backbone.grid(latents)
             rotary, wide = backbone.rotary(grid), self.wide_rotary(backbone, grid)
             words = backbone.embed_text(text.target)
-            conditioning = backbone.condition(
-                torch.cat((sigma, torch.zeros_like(sigma))), torch.cat((words, words))
-            )
+            conditioning = backbone.condition(torch.cat((sigma, torch.zeros_like(sigma))), torch.cat((words, words)))
             hidden = backbone.embed(torch.cat((latents, source)))
             slots = {block: slot for slot, block in enumerate(self.blocks)}
             for index in range(backbone.spec.blocks):

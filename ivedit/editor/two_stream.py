@@ -14,26 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from ivedit.backbone import Backbone, BackboneSpec
-from ivedit.editor.attention import check_width, spatial_attention_size
+from ivedit.editor.attention import check_width
 from ivedit.editor.base import Editor, module_blocks
 from ivedit.editor.context import EditText, GateRecord, ModuleText, SourceContext, SourceTokens, module_text
 from ivedit.editor.gate import build_gate, gate_size
-from ivedit.editor.lowrank import LowRankAttention
 from ivedit.editor.module import (
     CopyPath,
     EditModule,
     MatchedAdapter,
     NoAdapter,
     NoCopy,
-    PredictUpdate,
-    SingleAttention,
     copy_size,
-    predict_update_size,
 )
-from ivedit.editor.registry import register
 from ivedit.errors import ConfigError, IveditError
 
-__all__ = ["PredictUpdateEditor", "SingleAttentionEditor", "TunedAttentionEditor", "TwoStreamEditor"]
+__all__ = ["TwoStreamEditor"]
 
 
 class TwoStreamEditor(Editor):
@@ -44,10 +39,10 @@ class TwoStreamEditor(Editor):
         spec = backbone.spec
         width = check_width(config["width"], spec)
         hidden = self.adapter_width(config, spec)
-        self.modules_of = nn.ModuleList()
+        built = []
         for index in self.blocks:
             block = backbone.blocks[index]
-            self.modules_of.append(
+            built.append(
                 EditModule(
                     path=self.build_path(config, block, width, spec),
                     gate=build_gate(config["gate"], config["gate_grain"], spec, width, block),
@@ -56,6 +51,7 @@ class TwoStreamEditor(Editor):
                     rounds=int(config["rounds"]),
                 )
             )
+        self.modules_of: Any = nn.ModuleList(built)
 
     @staticmethod
     @abstractmethod
@@ -150,8 +146,10 @@ class TwoStreamEditor(Editor):
             slots = {block: slot for slot, block in enumerate(self.blocks)}
             for index in range(backbone.spec.blocks):
                 slot = slots.get(index)
-                openings = {} if slot is None else self.openings(
-                    slot, backbone, context, words, rotary, spatial, scale, record
+                openings = (
+                    {}
+                    if slot is None
+                    else self.openings(slot, backbone, context, words, rotary, spatial, scale, record)
                 )
                 hidden = backbone.block(index, hidden, conditioning, rotary, **openings)
             return backbone.head(hidden, conditioning, grid)
@@ -179,70 +177,3 @@ class TwoStreamEditor(Editor):
             return edit if scale == 1.0 else scale * edit
 
         return {"residual": residual}
-
-
-@register("predict_update")
-class PredictUpdateEditor(TwoStreamEditor):
-    """The method: predict, difference, update, gate."""
-
-    @staticmethod
-    def build_path(config: Mapping[str, Any], block: Any, width: int, spec: BackboneSpec) -> nn.Module:
-        return PredictUpdate(
-            block, width, spec.head_dim, text=config["text_update"], difference=config["difference"]
-        )
-
-    @staticmethod
-    def path_size(config: Mapping[str, Any], width: int, spec: BackboneSpec) -> int:
-        return predict_update_size(spec.width, width, text=config["text_update"], difference=config["difference"])
-
-
-@register("single_attention")
-class SingleAttentionEditor(TwoStreamEditor):
-    """The method without predict-update: one 2D attention from target to source."""
-
-    @staticmethod
-    def build_path(config: Mapping[str, Any], block: Any, width: int, spec: BackboneSpec) -> nn.Module:
-        return SingleAttention(block, width, spec.head_dim, text=config["text_update"])
-
-    @staticmethod
-    def path_size(config: Mapping[str, Any], width: int, spec: BackboneSpec) -> int:
-        return spatial_attention_size(spec.width, width, text=config["text_update"])
-
-
-@register("tuned_attention")
-class TunedAttentionEditor(PredictUpdateEditor):
-    """A control: the method plus low-rank weights on the frozen 3D attention of the target stream.
-
-    The same pairs train it; its motion metrics beside the method's tell whether freezing is what keeps the motion.
-    """
-
-    def __init__(self, config: Mapping[str, Any], backbone: Backbone) -> None:
-        super().__init__(config, backbone)
-        self.tuning = nn.ModuleList(
-            LowRankAttention(backbone.spec.width, int(config["rank"])) for _ in self.blocks
-        )
-
-    @classmethod
-    def own_size(cls, config: Mapping[str, Any], spec: BackboneSpec) -> int:
-        return super().own_size(config, spec) + LowRankAttention.size(spec.width, config["rank"])
-
-    def openings(
-        self,
-        slot: int,
-        backbone: Backbone,
-        context: SourceContext,
-        words: ModuleText,
-        rotary: tuple[Tensor, Tensor],
-        spatial: tuple[Tensor, Tensor],
-        scale: float,
-        record: GateRecord | None,
-    ) -> dict[str, Any]:
-        attn = backbone.blocks[self.blocks[slot]].attn1
-
-        def attend(x: Tensor) -> Tensor:
-            return self.tuning[slot](attn, x, rotary, scale)
-
-        return {
-            **super().openings(slot, backbone, context, words, rotary, spatial, scale, record),
-            "attend": attend,
-        }
