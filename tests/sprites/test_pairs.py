@@ -210,3 +210,16 @@ def test_the_sheet_command_writes_a_picture(tmp_path):
 
     main(["--count", "2", "--frames", "0", "16", "--columns", "2", "--out", str(tmp_path / "sheet.png")])
     assert Image.open(tmp_path / "sheet.png").width > 200
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_gpu_draws_the_same_pairs(split):
+    index = torch.arange(300)
+    here, there = sample_pairs(0, index, split), sample_pairs(0, index.cuda(), split)
+    assert same(here.source, there.source.to("cpu")) and same(here.target, there.target.to("cpu"))
+    assert here.instruction == there.instruction and here.target_caption == there.target_caption
+    frames = torch.tensor([0, 16])
+    for one, other in zip(render_pairs(here, frames)[:2], render_pairs(there, frames)[:2], strict=True):
+        assert (one - other.cpu()).abs().max() < 1e-3
