@@ -25,7 +25,7 @@ OPERATIONS = (
 )  # fmt: skip
 CONTROLS = ("source_copy", "frozen", "vae_ceiling", "still_clip")
 PAIR_FIELDS = (
-    "id", "source", "target", "instruction", "source_caption", "target_caption", "mask", "operation",
+    "id", "source", "target", "instruction", "source_caption", "target_caption", "mask", "operation", "split",
 )  # fmt: skip
 CLIP_FRAMES = 17  # the length of a sprite clip
 
@@ -105,6 +105,12 @@ def _init_from_is_for_editors(c: Config) -> Iterator[str]:
         yield "init_from loads trained edit modules, which only task=edit has; use resume=FOLDER to continue"
 
 
+@rule("task", "train.max_steps")
+def _pretraining_counts_steps(c: Config) -> Iterator[str]:
+    if c.task != "edit" and c.train.max_steps is None:
+        yield "pretraining counts steps, not epochs; set train.max_steps"
+
+
 # -- data ---------------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +168,12 @@ def _width_divides(c: Config) -> Iterator[str]:
     yield from _divides(c.data.width, "data.width")
 
 
+@rule("data.reader", "data.height", "data.width")
+def _sprites_are_square(c: Config) -> Iterator[str]:
+    if c.data.reader == "sprites" and c.data.height != c.data.width:
+        yield "sprites are square; set both alike"
+
+
 def _divides(size: int, key: str) -> Iterator[str]:
     if size % 16:
         yield f"Wan needs a multiple of 16; the nearest is {key}={max(16, round(size / 16) * 16)}"
@@ -209,18 +221,6 @@ def _grain_needs_a_gate(c: Config) -> Iterator[str]:
         yield "there is no gate whose grain could be chosen; leave editor.gate_grain out"
 
 
-@rule("editor.width", "editor.match_parameters")
-def _one_size(c: Config) -> Iterator[str]:
-    if c.editor.width is not None and c.editor.match_parameters is not None:
-        yield "match_parameters chooses the width; give one of the two"
-
-
-@rule("editor.variant", "editor.rank")
-def _rank_needs_low_rank_weights(c: Config) -> Iterator[str]:
-    if c.editor.variant in ("predict_update", "single_attention") and _changed(c, "editor.rank"):
-        yield "this variant has no low-rank weights; set editor.width instead"
-
-
 def _only_for(key: str, why: str, *variants: str) -> None:
     """A setting that only some variants read must not be changed for the others."""
 
@@ -230,10 +230,13 @@ def _only_for(key: str, why: str, *variants: str) -> None:
             yield f"{why}; leave {key} at {show(fields()[key].default)} or use editor.variant={variants[0]}"
 
 
-_only_for("editor.difference", "only predict_update forms a difference", "predict_update")
-for _key in ("editor.rounds", "editor.width", "editor.text_update", "editor.copy_path", "editor.gate",
-             "editor.gate_grain", "text.gate"):  # fmt: skip
-    _only_for(_key, "this variant has no gated edit modules", "predict_update", "single_attention")
+_GATED = ("predict_update", "single_attention", "tuned_attention")
+_only_for("editor.rank", "this variant has no low-rank weights", "side_by_side", "tuned_attention")
+_only_for("editor.difference", "only predict-update forms a difference", "predict_update", "tuned_attention")
+_only_for("editor.source_attention", "this variant has no source stream", *_GATED)
+for _key in ("width", "rounds", "text_update", "copy_path", "gate", "gate_grain"):
+    _only_for(f"editor.{_key}", "this variant has no gated edit modules", *_GATED)
+_only_for("text.gate", "this variant has no gated edit modules", *_GATED)
 
 
 # -- training and sampling ----------------------------------------------------------------------------------------
