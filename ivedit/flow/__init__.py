@@ -4,7 +4,7 @@ Nothing here knows a backbone, an editor, a configuration or a trainer, so every
 closed form. Notation as in docs/method.md: ``x_sigma = (1 - sigma) x0 + sigma noise``, ``v = noise - x0``.
 """
 
-from ivedit.flow.draws import draw_noise, mix_seed, stratified, training_draws
+from ivedit.flow.draws import clip_seeds, draw_noise, even_draws, mix_seed, stratified, training_draws
 from ivedit.flow.sampling import build_scheduler, denoise, guided
 from ivedit.flow.schedule import (
     interpolate,
@@ -18,8 +18,10 @@ from ivedit.flow.schedule import (
 
 __all__ = [
     "build_scheduler",
+    "clip_seeds",
     "denoise",
     "draw_noise",
+    "even_draws",
     "guided",
     "interpolate",
     "mix_seed",

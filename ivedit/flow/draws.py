@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["draw_noise", "mix_seed", "stratified", "training_draws"]
+__all__ = ["clip_seeds", "draw_noise", "even_draws", "mix_seed", "stratified", "training_draws"]
 
 _MASK = (1 << 64) - 1
 
@@ -32,6 +32,25 @@ def mix_seed(*parts: int) -> int:
     for part in parts:
         state = _splitmix(state ^ (part & _MASK))
     return state >> 1
+
+
+def clip_seeds(seed: int, clips: Sequence[int] | range) -> list[int]:
+    """Noise seeds of sampled clips: clip number i's is a function of (``seed``, i)."""
+    return [mix_seed(seed, clip) for clip in clips]
+
+
+def even_draws(seed: int, samples: Sequence[int] | range) -> tuple[Tensor, list[int]]:
+    """Fixed draws for validation: sample number i always gets the same timestep and noise.
+
+    The timesteps are the golden-ratio sequence ``frac((i + 1) phi)``, so that any run of samples, however it is
+    cut into batches, covers (0, 1) evenly.
+
+    Returns:
+        r (B,) float32 in (0, 1), and B noise seeds for :func:`draw_noise`.
+    """
+    numbers = torch.tensor(list(samples), dtype=torch.float64)
+    r = torch.frac((numbers + 1) * 0.6180339887498949).clamp(1e-6, 1 - 1e-6)
+    return r.float(), [mix_seed(seed, 2, sample) for sample in samples]
 
 
 def draw_noise(shape_per_sample: Sequence[int], seeds: Sequence[int] | Tensor) -> Tensor:
@@ -78,7 +97,8 @@ def training_draws(
 
     Returns:
         r (B * draws,) float32 in (0, 1] for :func:`ivedit.flow.sample_sigma`, and as many seeds for
-        :func:`draw_noise`. The order is draw by draw: entry ``d * B + b`` is draw ``d`` of pair ``b``.
+        :func:`draw_noise`. The draws of a pair are consecutive, as ``Tensor.repeat_interleave`` puts them: entry
+        ``b * draws + d`` is draw ``d`` of pair ``b``.
 
     Raises:
         ValueError: ``micro`` is outside the step.
@@ -86,8 +106,6 @@ def training_draws(
     if not 0 <= micro < micros:
         raise ValueError(f"micro-batch {micro} does not exist in a step of {micros}")
     root = mix_seed(seed, step, rank)
-    whole = stratified(micros * batch * draws, mix_seed(root, 0))
-    r = whole.reshape(draws, micros, batch)[:, micro].flatten()
-    first = micro * batch
-    seeds = [mix_seed(root, 1, first + b, d) for d in range(draws) for b in range(batch)]
-    return r, seeds
+    mine = range(micro * batch * draws, (micro + 1) * batch * draws)
+    r = stratified(micros * batch * draws, mix_seed(root, 0))[mine.start : mine.stop]
+    return r, [mix_seed(root, 1, place) for place in mine]

@@ -21,7 +21,7 @@ import torch
 from ivedit.errors import IveditError
 from ivedit.training.callbacks import EmaCallback, StepCallback, find_callback, trained_names
 
-__all__ = ["LAST", "Checkpointer", "check_fits", "read_checkpoint", "reached_step"]
+__all__ = ["LAST", "Checkpointer", "check_fits", "reached_step", "read_checkpoint"]
 
 LAST = "last.ckpt"
 

@@ -1,10 +1,11 @@
 """Random numbers are functions of where they are used, and of nothing else."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivedit.flow import draw_noise, mix_seed, stratified, training_draws
+from ivedit.flow import clip_seeds, draw_noise, even_draws, mix_seed, stratified, training_draws
 
 
 def test_noise_of_a_sample_is_independent_of_its_neighbours():
@@ -67,14 +68,30 @@ def test_training_draws_are_a_pure_function_that_differs_by_seed_step_and_rank()
 @settings(max_examples=30, deadline=None)
 def test_micro_batches_draw_what_the_whole_batch_draws(micros, batch, draws):
     whole_r, whole_seeds = training_draws(7, 3, 0, 0, micros * batch, draws)
-    whole_r = whole_r.reshape(draws, micros * batch)
-    for micro in range(micros):
-        r, seeds = training_draws(7, 3, 0, micro, batch, draws, micros=micros)
-        columns = slice(micro * batch, (micro + 1) * batch)
-        assert torch.equal(r.reshape(draws, batch), whole_r[:, columns])
-        for d in range(draws):
-            start = d * micros * batch + micro * batch
-            assert seeds[d * batch : (d + 1) * batch] == whole_seeds[start : start + batch]
+    parts = [training_draws(7, 3, 0, micro, batch, draws, micros=micros) for micro in range(micros)]
+    assert torch.equal(torch.cat([r for r, _ in parts]), whole_r)
+    assert [s for _, seeds in parts for s in seeds] == whole_seeds
+
+
+def test_a_micro_batch_outside_the_step_is_refused():
+    with pytest.raises(ValueError, match="micro-batch 2"):
+        training_draws(0, 0, 0, 2, 8, micros=2)
+
+
+@given(st.integers(0, 1000), st.integers(20, 200))
+@settings(max_examples=30, deadline=None)
+def test_validation_draws_belong_to_samples_and_cover_the_interval(first, count):
+    r, seeds = even_draws(0, range(first, first + count))
+    again, seeds_again = even_draws(0, range(first + 5, first + 9))
+    assert torch.equal(r[5:9], again) and seeds[5:9] == seeds_again
+    assert (r > 0).all() and (r < 1).all()
+    gaps = torch.cat([torch.zeros(1), r.sort().values, torch.ones(1)]).diff()
+    assert gaps.max() < 4 / count
+
+
+def test_clip_seeds_belong_to_clips():
+    assert clip_seeds(3, range(4))[2:] == clip_seeds(3, [2, 3])
+    assert clip_seeds(3, [0]) != clip_seeds(4, [0])
 
 
 def test_every_noise_seed_of_a_step_is_its_own():

@@ -55,7 +55,9 @@ def test_euler_and_unipc_agree(noise):
 
 def test_euler_converges_at_first_order(noise):
     errors = [
-        (denoise(gaussian_velocity(0.5), noise, build_scheduler("euler", WAN, 1.0), n) - noise / 2).abs().max()
+        (denoise(gaussian_velocity(0.5), noise, build_scheduler("euler", WAN, 1.0), n) - noise / 2)
+        .abs()
+        .max()
         for n in (40, 80)
     ]
     assert 1.7 < (errors[0] / errors[1]).item() < 2.3
@@ -129,7 +131,7 @@ def test_impossible_requests_are_refused(noise):
         denoise(still, noise, scheduler, 0)
     with pytest.raises(ValueError, match="must lie in"):
         denoise(still, noise, scheduler, 2, start=(noise, 1.2))
-    with pytest.raises(ValueError, match="must be above 0.00299"):
+    with pytest.raises(ValueError, match=r"must be above 0\.00299"):
         denoise(still, noise, scheduler, 2, start=(noise, 0.001))
     with pytest.raises(ValueError, match="'heun'"):
         build_scheduler("heun", WAN, 3.0)
