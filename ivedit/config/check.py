@@ -170,7 +170,8 @@ def _width_divides(c: Config) -> Iterator[str]:
 
 @rule("data.reader", "data.height", "data.width")
 def _sprites_are_square(c: Config) -> Iterator[str]:
-    if c.data.reader == "sprites" and c.data.height != c.data.width:
+    sizes = c.data.height, c.data.width
+    if c.data.reader == "sprites" and sizes[0] != sizes[1] and not any(size % 16 for size in sizes):
         yield "sprites are square; set both alike"
 
 
