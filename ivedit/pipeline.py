@@ -127,6 +127,7 @@ class IVEditPipeline:
         text: TextConfig | None = None,
         progress: Progress | None = None,
         start: tuple[Tensor, float] | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
         """Edit clips of latents. The source is read once, whatever the steps and the guidance.
 
@@ -148,6 +149,8 @@ class IVEditPipeline:
             progress: Wraps the iterable of step numbers.
             start: (latents, sigma): begin from these latents noised to sigma in place of pure noise, with all
                 ``steps`` below it.
+            noise: (B, Z, F, h, w) standard normal to start from in place of the seeds' own, for windows of one clip
+                that are to agree where they overlap.
 
         Returns:
             (B, Z, F, h, w) float32 latents on the backbone's device.
@@ -166,7 +169,9 @@ class IVEditPipeline:
         device = self.backbone.device
         source = source_latents.to(device, torch.float32)
         self.backbone.grid(source)  # refuses sizes that the patches do not divide
-        noise = draw_noise(source.shape[1:], numbers).to(device)
+        if noise is not None and noise.shape != source.shape:
+            raise IveditError(f"the noise has shape {tuple(noise.shape)}, the source latents {tuple(source.shape)}")
+        noise = (draw_noise(source.shape[1:], numbers) if noise is None else noise).to(device)
         solver = build_scheduler(scheduler, self.backbone.scheduler_config, shift or self.backbone.spec.shift)
         if start is not None:
             start = (start[0].to(device, torch.float32), start[1])
