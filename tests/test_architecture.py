@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "tracking_uri": {"runfolder"} | GROUND,
     "recording": {"runfolder"} | GROUND,
     "runfolder": GROUND,
+    "windows": {"flow"} | GROUND,
     "media": {"errors"},
     "config": {"errors", "experiments", "registry"},
     "experiments": {"errors"},
