@@ -6,8 +6,9 @@ safetensors only and no code from the folder is run.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 from ivedit.backbone.spec import check_transformer_config, vae_factors
 from ivedit.errors import IveditError
 
-__all__ = ["Parts", "keep_dtype", "read_parts", "resolve_folder", "storage_dtype"]
+__all__ = ["Parts", "align", "keep_dtype", "read_parts", "resolve_folder", "storage_dtype"]
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 TEXT_ENCODERS = ("UMT5EncoderModel", "T5EncoderModel")
@@ -61,6 +62,17 @@ def keep_dtype(transformer: Any, dtype: torch.dtype) -> None:
         if tensor.is_floating_point():
             kept = any(part in name for part in keep)
             tensor.data = tensor.data.to(torch.float32 if kept else dtype)
+
+
+def align(module: nn.Module) -> None:
+    """Copy weights that do not start at a multiple of 64 bytes, in place.
+
+    Weights mapped from a file start wherever the file's header ends, and CPU matrix products round differently for
+    other alignments: without this a loaded folder would not give the bits of the model that was saved.
+    """
+    for weight in module.parameters():
+        if weight.data_ptr() % 64:
+            weight.data = weight.data.clone()
 
 
 def resolve_folder(path: str | Path, components: Sequence[str]) -> Path:
@@ -142,6 +154,18 @@ def _require_safetensors(folder: Path, part: str) -> None:
         raise IveditError(f"{folder}/{part} holds no .safetensors weights; pickled weights are not loaded")
 
 
+@contextlib.contextmanager
+def _no_progress_bar(logging: Any) -> Iterator[None]:
+    """transformers draws a bar for every model it loads; ours would be one line of noise in each run."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def read_parts(
     path: str | Path,
     *,
@@ -187,19 +211,24 @@ def read_parts(
     text_encoder = tokenizer = None
     if "text_encoder" in components:
         cls = getattr(transformers, index["text_encoder"][1])
-        text_encoder = cls.from_pretrained(
-            folder, subfolder="text_encoder", dtype=dtype, use_safetensors=True, local_files_only=True
-        )
+        with _no_progress_bar(transformers.utils.logging):
+            text_encoder = cls.from_pretrained(
+                folder, subfolder="text_encoder", dtype=dtype, use_safetensors=True, local_files_only=True
+            )
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, subfolder="tokenizer", local_files_only=True, trust_remote_code=False
         )
+    transformer, vae = diffusers_part("transformer", dtype), diffusers_part("vae", torch.float32)
+    for module in (transformer, vae, text_encoder):
+        if module is not None:
+            align(module)
     own = folder / "ivedit.json"
     if text_length is None and own.is_file():
         text_length = json.loads(own.read_text()).get("text_length")
     return Parts(
         name=str(path),
-        transformer=diffusers_part("transformer", dtype),
-        vae=diffusers_part("vae", torch.float32),
+        transformer=transformer,
+        vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         scheduler_config=scheduler_config,
