@@ -4,12 +4,16 @@ from ivedit.training.callbacks import ema_weights
 from ivedit.training.checkpoint import reached_step, read_checkpoint
 from ivedit.training.ema import Ema
 from ivedit.training.loader import RunLoader
+from ivedit.training.module import EditModule
 from ivedit.training.optim import build_adamw, clip_and_guard, warmup_cosine
+from ivedit.training.run import TrainOutcome, train
 from ivedit.training.trainer import build_trainer, fit
 
 __all__ = [
+    "EditModule",
     "Ema",
     "RunLoader",
+    "TrainOutcome",
     "build_adamw",
     "build_trainer",
     "clip_and_guard",
@@ -17,5 +21,6 @@ __all__ = [
     "fit",
     "reached_step",
     "read_checkpoint",
+    "train",
     "warmup_cosine",
 ]

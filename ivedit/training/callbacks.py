@@ -166,7 +166,8 @@ class MetricsLogger(StepCallback):
     def flush(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         """Log what has gathered since the last time."""
         first, started = self._since
-        values = pl_module.pop_metrics() if hasattr(pl_module, "pop_metrics") else self._means(step)
+        pop: Any = getattr(pl_module, "pop_metrics", None)
+        values = pop() if pop is not None else self._means(step)
         now = time.perf_counter()  # after the means, which wait for the device
         values["lr"] = self._lr
         if step > first:
@@ -207,10 +208,11 @@ class Validation(StepCallback):
 
     def run(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> dict[str, float]:
         """Validate now, unless it has been done at this step or the module has nothing to validate with."""
-        if self.step == step or not hasattr(pl_module, "validate"):
+        validate: Any = getattr(pl_module, "validate", None)
+        if self.step == step or validate is None:
             return self.values
         with ema_weights(trainer), torch.no_grad():
-            self.values = pl_module.validate()
+            self.values = validate()
         self.step = step
         if self.tracker is not None and self.values:
             self.tracker.log_metrics({f"val/{name}": value for name, value in self.values.items()}, step)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ivedit.errors import IveditError
-from ivedit.training.callbacks import EmaCallback, StepCallback, find_callback, trained_names
+from ivedit.training.callbacks import StepCallback, ema_weights, trained_names
 
 __all__ = ["LAST", "Checkpointer", "check_fits", "reached_step", "read_checkpoint"]
 
@@ -82,6 +82,7 @@ class Checkpointer(StepCallback):
         self.folder = Path(folder)
         self.every = every
         self.saved_step: int | None = None
+        self.micro_batches_per_step = 1
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         pl_module.strict_loading = False
@@ -109,13 +110,10 @@ class Checkpointer(StepCallback):
             os.replace(temporary, self.folder / LAST)
         finally:
             temporary.unlink(missing_ok=True)
-        if hasattr(pl_module, "export"):
-            ema = find_callback(trainer, EmaCallback)
-            if ema is None:
-                pl_module.export(self.folder)
-            else:
-                with ema.applied():
-                    pl_module.export(self.folder)
+        export: Any = getattr(pl_module, "export", None)
+        if export is not None:
+            with ema_weights(trainer):
+                export(self.folder)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -124,6 +122,7 @@ class Checkpointer(StepCallback):
         names = trained_names(pl_module)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
         checkpoint["rng"] = _rng_state(pl_module.device)
+        checkpoint["micro_batches_per_step"] = self.micro_batches_per_step
         # A run that is continued beyond its former end must not believe that its last batch was the last.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
 

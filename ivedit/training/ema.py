@@ -49,12 +49,16 @@ class Ema:
         torch._foreach_lerp_(self.average, current, weight)
         self.updates += 1
 
+    @torch.no_grad()
+    def copy_to_parameters(self) -> None:
+        """The parameters become the average, for good."""
+        torch._foreach_copy_([p.detach() for p in self.parameters], self.average)
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside the block the parameters hold the average, in place; afterwards their own values again."""
         own = [p.detach().clone() for p in self.parameters]
-        with torch.no_grad():
-            torch._foreach_copy_([p.detach() for p in self.parameters], self.average)
+        self.copy_to_parameters()
         try:
             yield
         finally:

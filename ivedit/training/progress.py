@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import lightning as L
 
 from ivedit.training.callbacks import MetricsLogger, StepCallback, find_callback
+
+if TYPE_CHECKING:
+    import rich.progress
 
 __all__ = ["ProgressLines"]
 
@@ -27,7 +31,7 @@ class ProgressLines(StepCallback):
         super().__init__()
         self.seconds = seconds
         self.terminal = sys.stderr.isatty() if terminal is None else terminal
-        self._bar = None
+        self._bar: rich.progress.Progress | None = None
         self._start = (0, 0.0)
         self._said_at = 0.0
 

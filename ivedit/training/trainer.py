@@ -141,10 +141,18 @@ def fit(
     loader.position = lambda: trainer.global_step * per_step
     checkpointer = find_callback(trainer, Checkpointer)
     checkpoint = None
+    if checkpointer is not None:
+        checkpointer.micro_batches_per_step = per_step
     if checkpointer is not None and (checkpointer.folder / LAST).exists():
         checkpoint = checkpointer.folder / LAST
         content = read_checkpoint(checkpoint)
         check_fits(content, module, checkpoint)
+        stored = content.get("micro_batches_per_step", per_step)
+        if stored != per_step:
+            raise IveditError(
+                f"resume: {checkpoint} was made with train.accumulate={stored}, now {per_step}, so it cannot continue "
+                "with the same batches; use the same value, or init_from= to start anew"
+            )
         logger.info("resuming at step %d of %d", content["global_step"], trainer.max_steps)
     with _quiet():
         trainer.fit(
@@ -186,6 +194,13 @@ class _RunData(L.LightningDataModule):
     def train_dataloader(self) -> RunLoader:
         return self.loader
 
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.inner is None else self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.inner is not None:
+            self.inner.load_state_dict(state_dict)  # refuses a position that means other batches now
+
 
 @contextmanager
 def _quiet() -> Iterator[None]:
@@ -196,7 +211,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             for words in ("in eval mode at the start", "does not have many workers", "is not resumable",
-                          "GPU available but not used", "LeafSpec", "lr_scheduler.step"):
+                          "GPU available but not used", "overridden `transfer_batch_to_device`"):
                 warnings.filterwarnings("ignore", f".*{words}.*")
             yield
     finally:

@@ -1,0 +1,134 @@
+"""Replaying a training step's forward and backward pass as one CUDA graph.
+
+At sprite size a step is thousands of tiny kernels, and an eager step spends its time launching them. A graph is
+captured once, for fixed shapes and fixed addresses, and then launched as one: batches are copied into its input
+buffers, its gradients and losses come out in its output buffers. Optimiser, averaging and clipping stay outside;
+they are a few fused kernels each.
+
+What a capturable step must keep to: static shapes; no read-back of a device value (`.item()`, boolean indexing,
+printing); no tensor made from host data; parameters updated in place, never replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["StaticStep", "to_device"]
+
+logger = logging.getLogger("ivedit.training")
+
+Inputs = Mapping[str, Tensor]
+_WARM_UP = 3
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device without waiting for it: pageable host memory is pinned first, else the copy would wait."""
+    if tensor.device == device:
+        return tensor
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class StaticStep:
+    """Per-sample losses and gradients of their mean, from static buffers.
+
+    Args:
+        losses_of: Tensors by name -> per-sample losses (B,). Shapes are those of the first call for ever.
+        parameters: What the gradients are for.
+        device: Where it runs.
+        graph: Capture a CUDA graph; False runs the same buffers eagerly, which is how a machine without a GPU tests
+            everything but the capture itself.
+    """
+
+    def __init__(
+        self,
+        losses_of: Callable[[Inputs], Tensor],
+        parameters: Sequence[nn.Parameter],
+        device: torch.device,
+        *,
+        graph: bool,
+    ) -> None:
+        self.losses_of = losses_of
+        self.parameters = list(parameters)
+        self.device = device
+        self.graph = graph
+        self._inputs: dict[str, Tensor] = {}
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self.losses = torch.empty(0)
+        self.gradients: list[Tensor] = []
+
+    def __call__(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+        """Run one micro-batch.
+
+        Returns:
+            Losses (B,) and one gradient per parameter, of the mean loss. Both are this object's own buffers and
+            are overwritten by the next call.
+
+        Raises:
+            ValueError: Names or shapes differ from the first call's.
+            RuntimeError: The capture failed, or the graph gives other losses than the eager step.
+        """
+        if not self._inputs:
+            self._inputs = {
+                name: torch.empty(value.shape, dtype=value.dtype, device=self.device) for name, value in inputs.items()
+            }
+        self._fill(inputs)
+        if not self.graph:
+            self._eager()
+        elif self._graph is None:
+            self._capture()
+        else:
+            self._graph.replay()
+        return self.losses, self.gradients
+
+    def _fill(self, inputs: Inputs) -> None:
+        if inputs.keys() != self._inputs.keys():
+            raise ValueError(f"the step was built for {sorted(self._inputs)}, not {sorted(inputs)}")
+        for name, buffer in self._inputs.items():
+            value = inputs[name]
+            if value.shape != buffer.shape or value.dtype != buffer.dtype:
+                raise ValueError(
+                    f"{name} is {tuple(value.shape)} {value.dtype}; the step was built for {tuple(buffer.shape)} "
+                    f"{buffer.dtype}"
+                )
+            buffer.copy_(to_device(value, self.device))
+
+    def _run(self) -> tuple[Tensor, list[Tensor]]:
+        losses = self.losses_of(self._inputs)
+        gradients = torch.autograd.grad(losses.mean(), self.parameters, allow_unused=True, materialize_grads=True)
+        return losses.detach(), list(gradients)
+
+    def _eager(self) -> None:
+        losses, gradients = self._run()
+        if not self.gradients:
+            self.losses, self.gradients = losses.clone(), [g.clone() for g in gradients]
+            return
+        self.losses.copy_(losses)
+        torch._foreach_copy_(self.gradients, gradients)
+
+    def _capture(self) -> None:
+        current = torch.cuda.current_stream(self.device)
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            # Libraries choose algorithms and allocate workspaces in the first passes, which no graph may contain.
+            for _ in range(_WARM_UP):
+                losses, gradients = self._run()
+            expected = losses.clone()
+            del losses, gradients
+        current.wait_stream(side)
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: a loader's pinning thread may use the device meanwhile without breaking the capture.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.losses, self.gradients = self._run()
+        graph.replay()
+        if not torch.allclose(self.losses, expected, rtol=0.05, atol=1e-3):
+            worst = (self.losses - expected).abs().max().item()
+            raise RuntimeError(f"the captured step's losses differ from the eager step's by up to {worst:.3g}")
+        self._graph = graph

@@ -1,0 +1,350 @@
+"""The LightningModule of the method: a frozen backbone, an editor, and one training step.
+
+All randomness of a step is a function of (seed, step, place in the step), over micro-batches and ranks together: a
+batch of 64 draws the same timesteps and noise in one piece, as four micro-batches of 16, or on two devices with 32
+each, so the loss is the same too. Nothing in a step waits for the device; losses are read every ``log_every`` steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from ivedit.backbone import Backbone
+from ivedit.data.text import TextStates
+from ivedit.editor import Editor, EditText, save_editor
+from ivedit.errors import IveditError
+from ivedit.flow import (
+    draw_noise,
+    even_draws,
+    interpolate,
+    sample_sigma,
+    training_draws,
+    velocity_loss,
+    velocity_target,
+)
+from ivedit.training.bins import BinMeans
+from ivedit.training.captured import StaticStep, to_device
+from ivedit.training.optim import build_adamw, clip_and_guard, warmup_cosine
+
+__all__ = ["EditModule", "training_shift"]
+
+logger = logging.getLogger("ivedit.training")
+
+Batch = Mapping[str, Any]
+_TEXTS = ("target", "gate", "source")
+_BAD_STEPS = 3
+_VALIDATION_SEED = 20260407
+"""Validation noise is the same for every run, so that losses of runs with other seeds compare."""
+
+
+def training_shift(cfg: Any, folder_shift: float) -> float:
+    """Flow shift k of training: the larger of the one asked for and the one that sampling uses.
+
+    With a smaller one, many sampling steps would stand at sigmas where hardly any training fell.
+    """
+    asked = cfg.flow.shift if cfg.flow.shift is not None else folder_shift
+    sampling = cfg.sampling.shift if cfg.sampling.shift is not None else folder_shift
+    if asked < sampling:
+        logger.warning("flow.shift=%g is raised to the %g that sampling uses", asked, sampling)
+    return max(asked, sampling)
+
+
+class EditModule(L.LightningModule):
+    """Trains ``editor`` on batches of the datamodule (see `ivedit.data.PairDataModule` for their content).
+
+    Args:
+        backbone: Frozen.
+        editor: Trained in float32.
+        cfg: The run's `Config`.
+        max_steps: Optimiser steps of the whole run, for the learning rate.
+        validation: Gives the validation batches, anew at each call; None: no validation.
+    """
+
+    backbone: Backbone
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        editor: Editor,
+        cfg: Any,
+        *,
+        max_steps: int,
+        validation: Callable[[], Iterable[Batch]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        # Not a submodule: what is frozen is not moved, broadcast, counted or checkpointed with what is trained.
+        self.__dict__["backbone"] = backbone
+        self.editor = editor
+        self.cfg = cfg
+        self.max_steps = max_steps
+        self.validation = validation
+        self.shift = training_shift(cfg, backbone.spec.shift)
+        self.sampling_shift = cfg.sampling.shift if cfg.sampling.shift is not None else backbone.spec.shift
+        self.draws = cfg.flow.draws_per_pair
+        self.pairs_per_step = cfg.train.batch_size * cfg.train.accumulate * cfg.train.devices * cfg.train.nodes
+        self._micro = 0
+        self._records: list[tuple[int, Tensor, Tensor]] = []
+        self._norms: list[Tensor] = []
+        self._bins = BinMeans()
+        self._bad_streak = 0
+        self._captures = False
+        self._captured: dict[tuple[str, ...], StaticStep] = {}
+        self._sums: list[Tensor] = []
+
+    # ---- what the trainer and its callbacks ask
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The editor's."""
+        return [p for p in self.editor.parameters() if p.requires_grad]
+
+    def configure_optimizers(self) -> Any:
+        train = self.cfg.train
+        optimizer = build_adamw(
+            self.trained_parameters(), lr=train.lr, weight_decay=train.weight_decay, beta1=train.beta1,
+            beta2=train.beta2,
+        )  # fmt: skip
+        schedule = warmup_cosine(optimizer, warmup=train.warmup_steps, total=self.max_steps, final=train.final_lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches are moved tensor by tensor where they are used, without waiting."""
+        return batch
+
+    def export(self, folder: Path) -> None:
+        """Write ``folder/editor.safetensors`` with the weights the editor holds now."""
+        self.export_to(folder / "editor.safetensors", step=self.trainer.global_step)
+
+    def export_to(self, file: Path, *, step: int) -> None:
+        """Write the editor with what a reader of the file wants to know: run name, seed, step, where texts go."""
+        text = {name: str(getattr(self.cfg.text, name)) for name in ("target", "gate", "source")}
+        extra = {"run": str(self.cfg.name), "seed": int(self.cfg.seed), "step": step, "text": text}
+        save_editor(file, self.editor, backbone=self.backbone, extra=extra)
+
+    # ---- one step
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the step runs in bfloat16 autocast."""
+        wanted = self.cfg.train.precision
+        return wanted == "bf16-mixed" or (wanted == "auto" and self.device.type == "cuda")
+
+    def sample_losses(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Velocity loss of each (pair, draw): (B * draws,), from tensors alone, so that it can be captured.
+
+        Args:
+            tensors: ``source``, ``target`` (B, Z, 1, h, w); ``sigma`` (B*D,), ``noise`` (B*D, Z, 1, h, w), the D
+                draws of a pair consecutive, all sharing one source pass; ``target_states`` (B, L, D_text),
+                ``target_mask`` (B, L) and, where they are other texts, the same of ``gate`` and ``source``.
+        """
+        draws = len(tensors["sigma"]) // len(tensors["target"])
+        parts: dict[str, TextStates] = {}
+        for name in _TEXTS:
+            # The same object where the texts are the same: the editor then embeds them once.
+            shared = f"{name}_states" not in tensors
+            parts[name] = (
+                parts["target"] if shared else TextStates(tensors[f"{name}_states"], tensors[f"{name}_mask"])
+            )
+        text = EditText(**parts)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed, cache_enabled=False):
+            context = self.editor.prepare(self.backbone, tensors["source"], text)
+            target = tensors["target"]
+            if draws > 1:
+                context, text = context.repeat(draws), _repeat(text, draws)
+                target = target.repeat_interleave(draws, dim=0)
+            x = interpolate(target, tensors["noise"], tensors["sigma"])
+            v_hat = self.editor.velocity(self.backbone, x, tensors["sigma"], context, text)
+        return velocity_loss(v_hat, velocity_target(target, tensors["noise"]))
+
+    def step_tensors(
+        self, batch: Batch, r: Tensor, noise_seeds: Sequence[int], *, shift: float, kind: str
+    ) -> dict[str, Tensor]:
+        """The tensors of `sample_losses`, where they are; sigma and noise on the CPU."""
+        flow = self.cfg.flow
+        target: Tensor = batch["target"]
+        tensors = {
+            "source": batch["source"],
+            "target": target,
+            "sigma": sample_sigma(kind, r, shift=shift, mean=flow.logit_mean, std=flow.logit_std),
+            "noise": draw_noise(target.shape[1:], noise_seeds),
+        }
+        for name in _TEXTS:
+            text: TextStates = batch[f"text_{name}"]
+            if name == "target" or text is not batch["text_target"]:
+                tensors[f"{name}_states"], tensors[f"{name}_mask"] = text.states, text.mask
+        return tensors
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Forward and backward of a micro-batch; after the last one of a step, the optimiser's update."""
+        train, world = self.cfg.train, self.trainer.world_size
+        step = self.trainer.global_step
+        place = self._micro * world + self.global_rank
+        r, seeds = training_draws(
+            self.cfg.seed, step, 0, place, len(batch["target"]), self.draws, micros=train.accumulate * world
+        )
+        tensors = self.step_tensors(batch, r, seeds, shift=self.shift, kind=self.cfg.flow.timesteps)
+        losses = self._backward(tensors, first=self._micro == 0)
+        self._records.append((step, tensors["sigma"], losses))
+        self._micro += 1
+        if self._micro == train.accumulate:
+            self._micro = 0
+            self._update()
+            if self.device.type == "cpu":
+                self._read_records()  # free on a CPU, so a loss that is not finite is seen at once
+
+    def _backward(self, tensors: dict[str, Tensor], *, first: bool) -> Tensor:
+        """Add this micro-batch's share to the gradients; returns its losses (B*D,), detached and its own."""
+        replayed = self._replay(tensors) if self._captures else None
+        accumulate = self.cfg.train.accumulate
+        if replayed is None:
+            if first:
+                self.optimizers().zero_grad(set_to_none=True)  # type: ignore[union-attr]
+            on_device = {name: to_device(value, self.device) for name, value in tensors.items()}
+            losses = self.sample_losses(on_device)
+            self.manual_backward(losses.mean() / accumulate)
+            return losses.detach()
+        losses, sums = replayed  # the gradients are overwritten by the next replay: no zeroing, no copy
+        if accumulate > 1:
+            if not self._sums:
+                self._sums = [torch.zeros_like(g) for g in sums]
+            if first:
+                torch._foreach_zero_(self._sums)
+            torch._foreach_add_(self._sums, sums, alpha=1 / accumulate)
+            sums = self._sums
+        for parameter, gradient in zip(self.trained_parameters(), sums, strict=True):
+            parameter.grad = gradient
+        return losses.clone()
+
+    def _update(self) -> None:
+        optimizer = self.optimizers()
+        gradients = [p.grad for p in self.trained_parameters() if p.grad is not None]
+        self._norms.append(clip_and_guard(optimizer.optimizer, gradients, self.cfg.train.clip))  # type: ignore[union-attr]
+        optimizer.step()  # type: ignore[union-attr]
+        self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
+
+    # ---- capture
+
+    def on_fit_start(self) -> None:
+        if self.backbone.device != self.device:
+            self.backbone.to(self.device)
+
+    def on_train_start(self) -> None:
+        self._micro = 0
+        self._captures, why = self.capture_mode()
+        logger.info("training step: %s (%s)", "captured" if self._captures else "eager", why)
+
+    def capture_mode(self) -> tuple[bool, str]:
+        """Whether the step is captured, and why.
+
+        Raises:
+            IveditError: ``train.capture=on`` where it is impossible.
+        """
+        train = self.cfg.train
+        if train.capture == "off":
+            return False, "train.capture=off"
+        obstacles = []
+        if self.device.type != "cuda":
+            obstacles.append(f"the device is {self.device.type}")
+        if self.trainer.world_size > 1:
+            obstacles.append(f"{self.trainer.world_size} processes train together")
+        if self.backbone.gradient_checkpointing:
+            obstacles.append("backbone.gradient_checkpointing is on")
+        if not obstacles:
+            return True, f"CUDA graph, train.capture={train.capture}"
+        if train.capture == "on":
+            raise IveditError(f"train.capture=on is impossible: {' and '.join(obstacles)}; use auto or off")
+        return False, f"train.capture=auto; {' and '.join(obstacles)}"
+
+    def _replay(self, tensors: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]] | None:
+        """Losses and gradients from the captured step of these inputs; None when capturing fails under ``auto``."""
+        names = tuple(tensors)
+        if names in self._captured:
+            return self._captured[names](tensors)
+        step = StaticStep(
+            self.sample_losses, self.trained_parameters(), self.device, graph=self.device.type == "cuda"
+        )
+        try:
+            result = step(tensors)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            if self.cfg.train.capture == "on":
+                raise IveditError(f"train.capture=on, but the step cannot be captured: {reason}") from error
+            logger.warning("the step cannot be captured (%s); training goes on eagerly, more slowly", reason)
+            self._captures = False
+            return None
+        self._captured[names] = step
+        return result
+
+    # ---- what is logged
+
+    def _read_records(self) -> None:
+        """Bring waiting losses to the host, put them into their bins and look for steps that went wrong."""
+        for step, sigma, losses in _on_host(self._records):
+            self._bins.add(sigma, losses)
+            if math.isfinite(float(losses.sum())):
+                self._bad_streak = 0
+                continue
+            self._bad_streak += 1
+            if self._bad_streak >= _BAD_STEPS * self.cfg.train.accumulate:
+                raise IveditError(
+                    f"the loss was not finite in {_BAD_STEPS} steps in a row, up to step {step + 1}: lower train.lr "
+                    f"({self.cfg.train.lr:g}), or use train.precision=32-true; the last checkpoint is from before that"
+                )
+        self._records.clear()
+
+    def pop_metrics(self) -> dict[str, float]:
+        """Means since the last call: loss, gradient norm and the loss by sigma. Waits for the device."""
+        self._read_records()
+        values = self._bins.pop()
+        if self._norms:
+            values["grad_norm"] = float(torch.stack(self._norms).mean())
+            self._norms.clear()
+        return values
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss on the validation pairs, with the same noise and evenly spread sigmas at every call and in every run.
+
+        The sigmas are uniform with the sampler's shift, whatever the training draws, so that the number compares
+        between runs with other timestep settings.
+        """
+        if self.validation is None:
+            return {}
+        bins, seen, world = BinMeans(), 0, self.trainer.world_size
+        for batch in self.validation():
+            count = len(batch["target"])
+            # Rank r holds the validation pairs r, r + world, ...
+            numbers = range(seen * world + self.global_rank, (seen + count) * world, world)
+            r, seeds = even_draws(_VALIDATION_SEED, numbers)
+            tensors = self.step_tensors(batch, r, seeds, shift=self.sampling_shift, kind="uniform")
+            on_device = {name: to_device(value, self.device) for name, value in tensors.items()}
+            bins.add(tensors["sigma"], self.sample_losses(on_device).cpu())
+            seen += count
+        if world > 1:
+            whole = bins.state.to(self.device)
+            torch.distributed.all_reduce(whole)
+            bins.state = whole.cpu()
+        return bins.pop()
+
+
+def _repeat(text: EditText, times: int) -> EditText:
+    """Each text ``times`` times in a row; texts that are one object stay one."""
+    target = text.target.repeat_interleave(times)
+    gate = target if text.gate is text.target else text.gate.repeat_interleave(times)
+    return EditText(target, gate, text.source)  # the source has been read
+
+
+def _on_host(records: list[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(step, sigma, losses) with the losses brought over in one copy."""
+    if records:
+        losses = torch.stack([row for _, _, row in records]).cpu()
+        for (step, sigma, _), row in zip(records, losses, strict=True):
+            yield step, sigma, row

@@ -1,0 +1,145 @@
+"""Training the edit modules of one run, from a configuration to the exported editor."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from ivedit.backbone import Backbone
+from ivedit.editor import Editor, parameter_count
+from ivedit.errors import ConfigError, IveditError
+from ivedit.training.callbacks import EmaCallback, Validation, find_callback
+from ivedit.training.loader import RunLoader
+from ivedit.training.module import EditModule
+from ivedit.training.trainer import build_trainer, fit
+
+__all__ = ["TrainOutcome", "total_steps", "train"]
+
+logger = logging.getLogger("ivedit.training")
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What training came to.
+
+    Attributes:
+        steps: Optimiser steps done, those before a resume included.
+        seconds: Wall time of this process's part.
+        val_loss: Of the averaged weights at the last validation; None where there was none.
+        editor_file: The exported averaged weights.
+        stopped_early: Why the run stopped before its last step; None when it is complete.
+    """
+
+    steps: int
+    seconds: float
+    val_loss: float | None
+    editor_file: Path
+    stopped_early: str | None
+
+
+def total_steps(cfg: Any, batches_per_epoch: int) -> int:
+    """Optimiser steps of a run: ``train.max_steps``, else ``train.epochs`` passes over the pairs.
+
+    Raises:
+        ConfigError: The epochs hold fewer micro-batches than one step needs.
+    """
+    train = cfg.train
+    if train.max_steps is not None:
+        return int(train.max_steps)
+    steps = train.epochs * batches_per_epoch // train.accumulate
+    if steps < 1 and train.epochs > 0:
+        raise ConfigError(
+            f"train.epochs={train.epochs} of {batches_per_epoch} micro-batches make no step of "
+            f"train.accumulate={train.accumulate}: lower train.accumulate or train.batch_size, or raise train.epochs"
+        )
+    return int(steps)
+
+
+def train(cfg: Any, backbone: Backbone, editor: Editor, datamodule: Any, run: Any, tracker: Any) -> TrainOutcome:
+    """Train ``editor``, from ``run``'s last checkpoint when there is one; afterwards it holds the averaged weights.
+
+    Args:
+        cfg: The run's `Config`.
+        backbone: Frozen; its weights' fingerprint is compared before and after.
+        editor: From `build_editor` (or `load_editor`, for ``init_from``).
+        datamodule: `PairDataModule`.
+        run: `RunFolder`; checkpoints and ``editor.safetensors`` go to its ``checkpoints/``.
+        tracker: `Tracker`, or None.
+
+    Raises:
+        ConfigError: Settings and data do not fit together.
+        IveditError: The checkpoint is of another run, the loss is no longer finite, a frozen weight changed.
+    """
+    started = time.monotonic()
+    # Which pairs are whose must be known before the number of steps, and that before the trainer.
+    datamodule.trainer = SimpleNamespace(global_rank=_rank(cfg), world_size=cfg.train.devices * cfg.train.nodes)
+    datamodule.setup("fit")
+    steps = total_steps(cfg, datamodule.batches_per_epoch)
+    module = EditModule(backbone, editor, cfg, max_steps=max(steps, 1), validation=datamodule.val_dataloader)
+    trainer = build_trainer(cfg, run, tracker, max_steps=steps)
+    if tracker is not None:
+        tracker.log_params({"trained_parameters": parameter_count(editor), "steps": steps})
+
+    def batches(position: int) -> Iterator[Any]:
+        datamodule.set_micro_batches(position)
+        while True:
+            yield from datamodule.train_dataloader()  # the rest of its epoch; the position moves on to the next
+
+    before = backbone.fingerprint(exact=True)
+    with _encoders_parked(backbone, cfg):
+        reason = fit(trainer, module, RunLoader(steps * cfg.train.accumulate, batches), datamodule=datamodule)
+    if backbone.fingerprint(exact=True) != before:
+        raise IveditError(
+            "a frozen weight of the backbone changed during training, so the result means nothing; "
+            "a plugin or callback must have written to it"
+        )
+    validation = find_callback(trainer, Validation)
+    ema = find_callback(trainer, EmaCallback)
+    if ema is not None and ema.ema is not None:
+        ema.ema.copy_to_parameters()
+    file = Path(run.path) / "checkpoints" / "editor.safetensors"
+    if trainer.is_global_zero and not file.exists():
+        module.export_to(file, step=0)
+    done = trainer.global_step if steps else 0
+    return TrainOutcome(
+        steps=done,
+        seconds=time.monotonic() - started,
+        val_loss=validation.values.get("loss") if validation is not None else None,
+        editor_file=file,
+        stopped_early=reason,
+    )
+
+
+def _rank(cfg: Any) -> int:
+    """Global rank as the launcher says it: torchrun, SLURM, or Lightning's own processes."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ and (name == "RANK" or int(os.environ.get("SLURM_NTASKS", "1")) > 1):
+            return int(os.environ[name])
+    return int(os.environ.get("NODE_RANK", "0")) * cfg.train.devices + int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def _encoders_parked(backbone: Backbone, cfg: Any) -> Iterator[None]:
+    """While everything is cached, VAE and text encoder leave the GPU (for real Wan they are 12 GB)."""
+    parts = [p for p in (backbone.vae, backbone.text_encoder) if p is not None]
+    device = backbone.device
+    if cfg.data.cache == "none" or device.type == "cpu" or not parts:
+        yield
+        return
+    for part in parts:
+        part.to("cpu")
+    torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.to(device)
