@@ -190,6 +190,9 @@ def _recorded(cfg: Config, run: RunFolder) -> int:
         return 130
     except Stopped as stop:
         end("STOPPED", str(stop))
+        if "SIG" in str(stop):  # training ends the step it is in, keeps a checkpoint and names the signal
+            _say_error(f"{stop}; continue with: {_resume_command(run)}")
+            return 130
         log.info("stopped: %s; continue with: %s", stop, _resume_command(run))
         return 0
     except Exception as error:
@@ -262,7 +265,7 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
     else:
         editor = build_editor(cfg.editor, backbone, seed=cfg.seed)
     pairs = PairDataModule(cfg, backbone.encode_pixels, backbone.encode_text, backbone.fingerprint())
-    _announce(cfg, editor, device, tracker)
+    _announce(cfg, editor, device)
     outcome = train(cfg, backbone, editor, pairs, run, tracker)
     if outcome.stopped_early:
         raise Stopped(outcome.stopped_early)
@@ -280,17 +283,19 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
             log.info("\n%s", table.read_text(encoding="utf-8"))
 
 
-def _announce(cfg: Config, editor: Any, device: str, tracker: Tracker) -> None:
-    weights = sum(p.numel() for p in editor.parameters() if p.requires_grad)
-    per_step = cfg.train.batch_size * cfg.train.accumulate * cfg.train.devices * cfg.train.nodes
-    steps = cfg.train.epochs * (cfg.data.pairs // per_step)
-    if cfg.train.max_steps is not None:
-        steps = min(steps, cfg.train.max_steps)
-    tracker.log_params({"trained_weights": weights})
+def _announce(cfg: Config, editor: Any, device: str) -> None:
+    t = cfg.train
+    per_batch = t.batch_size * t.devices * t.nodes
+    steps = t.max_steps if t.max_steps is not None else t.epochs * (cfg.data.pairs // per_batch) // t.accumulate
     log.info(
         "training %s: %s weights, %s pairs, %d steps of %d pairs, on %s",
-        cfg.editor.variant, f"{weights:,}", f"{cfg.data.pairs:,}", steps, per_step, device,
-    )  # fmt: skip
+        cfg.editor.variant,
+        f"{sum(weight.numel() for weight in editor.parameters()):,}",
+        f"{cfg.data.pairs:,}",
+        steps,
+        per_batch * t.accumulate,
+        device,
+    )
 
 
 def _limit_threads(cfg: Config) -> None:

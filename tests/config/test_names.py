@@ -1,0 +1,45 @@
+"""The names that the configuration knows without importing anything heavy are the names that exist."""
+
+from __future__ import annotations
+
+from ivedit.config import check
+
+
+def test_variants():
+    from ivedit.editor import variant_names
+
+    assert set(variant_names()) >= set(check.VARIANTS)
+    from ivedit import editor
+
+    shipped = [name for name in variant_names() if editor.VARIANTS.get(name).__module__.startswith("ivedit.")]
+    assert sorted(shipped) == sorted(check.VARIANTS)
+
+
+def test_readers():
+    from ivedit.data.record import readers
+
+    assert set(check.READERS) <= set(readers.names())
+
+
+def test_operations():
+    from ivedit.sprites import OPERATIONS
+
+    assert set(check.OPERATIONS) == set(OPERATIONS)
+
+
+def test_controls():
+    from ivedit.evaluation.rows import CONTROLS
+
+    assert set(check.CONTROLS) == set(CONTROLS)
+
+
+def test_fields_of_a_pair():
+    from ivedit.data.table import OPTIONAL, REQUIRED
+
+    assert set(check.PAIR_FIELDS) == {*REQUIRED, *OPTIONAL}
+
+
+def test_length_of_a_sprite_clip():
+    from ivedit.sprites.vocabulary import FRAMES
+
+    assert check.CLIP_FRAMES == FRAMES
