@@ -23,8 +23,6 @@ from ivedit.errors import IveditError
 if TYPE_CHECKING:
     import PIL.Image
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
 _BT601, _BT709 = 5, 1  # ffmpeg's numbers of the two RGB-to-YUV matrices, as PyAV's reformatter takes them
 _COPIED_AUDIO = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")
 """Codecs that players expect inside mp4; any other sound is encoded anew as AAC."""

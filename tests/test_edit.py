@@ -1,0 +1,226 @@
+"""`python -m ivedit.edit` on real files: size, rate, length and sound come back; mistakes are told in plain lines."""
+
+import subprocess
+import sys
+from fractions import Fraction
+
+import pytest
+import torch
+
+from ivedit import edit
+from ivedit.config.schema import EditorConfig
+from ivedit.edit import EditOptions, edit_file, editor_settings, options_for
+from ivedit.editor import build_editor, save_editor
+from ivedit.errors import ConfigError
+from ivedit.media import VideoReader, VideoWriter, read_image, read_video, to_pil, write_video
+from ivedit.pipeline import IVEditPipeline
+from tests.backbone.tiny import save_pipeline, tiny_backbone
+from tests.test_media import film_with_sound, moving, sound_of
+
+pytest.importorskip("av")
+SMALL = {"sampling": {"steps": 2, "guidance": 1.0}, "data": {"height": 32, "width": 32}}
+
+
+@pytest.fixture(scope="module")
+def backbone_folder(tmp_path_factory):
+    return save_pipeline(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def editor_file(tmp_path_factory, backbone_folder):
+    from ivedit.backbone import Backbone
+
+    backbone = Backbone.load(backbone_folder)
+    editor = build_editor(EditorConfig(width=24), backbone)
+    with torch.no_grad():
+        for weight in editor.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
+    path = tmp_path_factory.mktemp("editor") / "editor.safetensors"
+    return save_editor(path, editor, backbone=backbone, extra={"config": SMALL})
+
+
+@pytest.fixture
+def command(backbone_folder, editor_file, tmp_path, monkeypatch, capsys):
+    """Run the command line in a new folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, editor=editor_file, backbone=backbone_folder):
+        places = [*(["--editor", editor] if editor else []), *(["--backbone", backbone] if backbone else [])]
+        try:
+            code = edit.main([str(a) for a in ("--device", "cpu", *places, *arguments)])
+        except SystemExit as leave:
+            code = leave.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_a_clip_with_sound_keeps_size_rate_length_and_sound(command, tmp_path):
+    source = film_with_sound(tmp_path / "clip.mp4", frames=14, size=(50, 90), seconds=1.0)
+    code, out, err = command(source, "make the red circle blue")
+    assert code == 0, err
+    assert "clip.mp4: resized 90x50 -> 32x18, borders to 32x32, and back" in out
+    assert "the last frame was repeated 3 times" in out and "window" not in out
+    edited, beside = read_video(tmp_path / "clip-edited.mp4"), read_video(tmp_path / "clip-edited-side-by-side.mp4")
+    original = read_video(source)
+    assert edited.pixels.shape == original.pixels.shape and edited.fps == original.fps
+    assert len(beside.pixels) == 14 and beside.pixels.shape[-1] > 2 * 90
+    for name in ("clip-edited.mp4", "clip-edited-side-by-side.mp4"):
+        assert torch.equal(*(torch.from_numpy(sound_of(path)[0]) for path in (source, tmp_path / name)))
+
+
+def test_a_long_clip_is_edited_in_blended_windows_and_says_so(command, tmp_path):
+    write_video(tmp_path / "clip.mp4", moving(41, 32, 32), Fraction(24))
+    code, out, err = command("clip.mp4", "remove the star", "--window", 17, "--overlap", 5, "--out", "new/a.mp4")
+    assert code == 0, err
+    assert "kept its size" in out and "41 frames in 3 windows of 17" in out and "repeated" not in out
+    assert read_video(tmp_path / "new" / "a.mp4").pixels.shape == (41, 3, 32, 32)
+
+
+def test_equal_arguments_give_equal_files_and_another_seed_another_edit(command, tmp_path):
+    write_video(tmp_path / "clip.mp4", moving(9, 32, 32), 10)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert command("clip.mp4", "remove the star", "--out", f"{name}.mp4", "--seed", seed)[0] == 0
+    one, two, three = ((tmp_path / f"{name}.mp4").read_bytes() for name in "abc")
+    assert one == two != three
+
+
+def test_a_picture_is_a_clip_of_one_frame(command, tmp_path):
+    to_pil(moving(1, 60, 40)[0]).save(tmp_path / "photo.png")
+    code, out, err = command("photo.png", "make the background grey")
+    assert code == 0, err
+    assert read_image(tmp_path / "photo-edited.png").shape == (3, 60, 40)
+    assert (tmp_path / "photo-edited-side-by-side.png").exists() and "repeated" not in out
+
+
+def test_a_clip_of_variable_rate_keeps_its_times(command, tmp_path):
+    times = [Fraction(0), Fraction(1, 10), Fraction(1, 2), Fraction(3, 5), Fraction(1)]
+    with VideoWriter(tmp_path / "clip.mp4", (32, 32), 10) as writer:
+        for frame, moment in zip(moving(5, 32, 32), times, strict=True):
+            writer.write(frame, moment)
+    assert command("clip.mp4", "remove the star")[0] == 0
+    with VideoReader(tmp_path / "clip-edited.mp4") as reader:
+        assert all(abs(a - b) < 0.01 for (a, _), b in zip(reader, times, strict=True))
+
+
+def test_the_edited_clip_is_what_the_pipeline_makes_of_it(backbone_folder, editor_file, tmp_path):
+    from ivedit.windows import Window, window_noise
+
+    clip = moving(9, 32, 32)
+    write_video(tmp_path / "clip.mp4", clip, 10, lossless=True)
+    pipeline = IVEditPipeline.from_pretrained(backbone_folder, editor=editor_file)
+    to_pil(clip[0]).save(tmp_path / "frame.png")
+    options = EditOptions(steps=2, size=(32, 32), seed=7)
+    edit_file(pipeline, tmp_path / "frame.png", "remove the star", tmp_path / "out.png", options)
+    source = pipeline.backbone.encode_pixels(clip[:1].float()[None] / 255)
+    noise = window_noise(7, Window(0, 1), 4, (4, 8, 8))
+    expected = pipeline.edit_latents(source, ["remove the star"], steps=2, noise=noise)
+    pixels = pipeline.backbone.decode_latents(expected)[0, 0]
+    assert (read_image(tmp_path / "out.png").float() / 255 - pixels).abs().max() < 1.5 / 255
+
+
+def test_the_progress_counts_every_denoising_step_of_every_window(backbone_folder, editor_file, tmp_path):
+    seen = []
+
+    def progress(steps, total):
+        for step in steps:
+            seen.append((step, total))
+            yield step
+
+    write_video(tmp_path / "clip.mp4", moving(29, 32, 32), 10)
+    pipeline = IVEditPipeline.from_pretrained(backbone_folder, editor=editor_file)
+    options = EditOptions(steps=3, size=(32, 32))
+    edit_file(pipeline, tmp_path / "clip.mp4", "remove the star", tmp_path / "o.mp4", options, progress=progress)
+    assert seen == [(step, 6) for step in range(6)]
+
+
+def test_what_the_editor_was_evaluated_with_is_the_default_and_the_command_line_wins(editor_file):
+    settings = editor_settings(str(editor_file))
+    options = options_for(settings)
+    assert (options.steps, options.size, options.window) == (2, (32, 32), 17)
+    given = edit._parser().parse_args(["a.mp4", "b", "--steps", "7", "--guidance", "2", "--size", "48x64"])
+    options = options_for(settings, given)
+    assert (options.steps, options.guidance, options.size) == (7, 2.0, (48, 64))
+    wan = options_for({}, edit._parser().parse_args(["a.mp4", "b", "--backbone", "Wan"]))
+    assert (wan.size, wan.window) == ((480, 832), 81)
+    with pytest.raises(ConfigError, match="--caption"):
+        options_for({"text": {"target": "target_caption"}})
+
+
+def test_settings_are_found_beside_an_editor_in_its_run_folder(editor_file, backbone_folder, tmp_path):
+    from ivedit.config.schema import Config
+    from ivedit.runfolder import RunFolder
+
+    cfg = Config(output_dir=str(tmp_path))
+    cfg.sampling.steps = 13
+    run = RunFolder.create(cfg)
+    from ivedit.backbone import Backbone
+
+    backbone = Backbone.load(backbone_folder)
+    save_editor(run.checkpoints / "editor.safetensors", build_editor(EditorConfig(width=24), backbone))
+    assert options_for(editor_settings(str(run.path))).steps == 13
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["missing.mp4", "remove the star"], "missing.mp4 does not exist", 2),
+        (["clip.mp4", "  "], "the instruction is empty", 2),
+        (["clip.mp4", "x", "--out", "clip.mp4"], "would overwrite the source", 2),
+        (["clip.mp4", "x", "--out", "a.avi"], "is a .mp4 file", 2),
+        (["clip.mp4", "x", "--out", "clip.mp4/a.mp4"], "cannot be written", 2),
+        (["clip.mp4", "x", "--window", "16"], "--window 16 is not 1 + a multiple of 4, e.g. 13", 2),
+        (["clip.mp4", "x", "--window", "5", "--overlap", "9"], "cannot overlap by 9", 2),
+        (["clip.mp4", "x", "--steps", "0"], "'0' is not a whole number of at least 1", 2),
+        (["clip.mp4", "x", "--guidance", "nan"], "'nan' is not a number", 2),
+        (["clip.mp4", "x", "--size", "big"], "is not a height x width", 2),
+        (["clip.mp4", "x", "--size", "33x35"], "must divide by", 1),
+        (["clip.mp4", "x", "--device", "gpu9"], "--device gpu9 cannot be used", 2),
+        (["text.mp4", "x"], "text.mp4 cannot be read", 1),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_plain_line(command, tmp_path, arguments, message, code):
+    write_video(tmp_path / "clip.mp4", moving(9, 32, 32), 10)
+    (tmp_path / "text.mp4").write_text("no film")
+    before = sorted(tmp_path.iterdir())
+    got, _, err = command(*arguments)
+    assert got == code and message in err and "Traceback" not in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_all_mistakes_are_told_at_once(command):
+    _, _, err = command("missing.mp4", "", "--window", 3)
+    assert err.count("error:") == 3
+
+
+def test_an_editor_of_another_backbone_is_refused_by_name(command, tmp_path):
+    write_video(tmp_path / "clip.mp4", moving(5, 32, 32), 10)
+    other = tiny_backbone(heads=1)
+    path = save_editor(tmp_path / "other.safetensors", build_editor(EditorConfig(width=24), other), backbone=other)
+    code, _, err = command("clip.mp4", "remove the star", editor=path)
+    assert code == 1 and "trained on a backbone of other shapes" in err and "other.safetensors" in err
+    code, _, err = command("clip.mp4", "remove the star", editor="nowhere")
+    assert code == 1 and "no trained editor at nowhere" in err
+
+
+def test_an_editor_of_other_weights_is_warned_about(command, tmp_path, backbone_folder):
+    from ivedit.backbone import Backbone
+
+    write_video(tmp_path / "clip.mp4", moving(5, 32, 32), 10)
+    editor = build_editor(EditorConfig(width=24), Backbone.load(backbone_folder))
+    path = save_editor(tmp_path / "e.safetensors", editor, backbone_fingerprint="f" * 64, extra={"config": SMALL})
+    code, _, err = command("clip.mp4", "remove the star", editor=path)
+    assert code == 0 and err.startswith("warning: ") and "other weights" in err and "warn(" not in err
+
+
+def test_help_teaches_and_imports_nothing_heavy():
+    code = (
+        "import sys, ivedit.edit as e\n"
+        "try: e.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'av', 'diffusers', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+    assert "examples:" in done.stdout and "make the red circle blue" in done.stdout
