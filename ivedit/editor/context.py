@@ -119,7 +119,7 @@ def module_text(tokens: Tensor, mask: Tensor, frames: int, per_frame: int) -> Mo
     real = mask.clone()
     # A tokenizer without an end token gives "" no real token at all; one padding token then stands for it, since a
     # softmax over nothing is not a number.
-    real[:, :1] = True
+    real[:, :1].fill_(True)
     bias = torch.zeros_like(real, dtype=tokens.dtype).masked_fill_(~real, float("-inf"))
     joint = torch.nn.functional.pad(bias, (per_frame, 0))
     joint = joint.repeat_interleave(frames, dim=0) if frames > 1 else joint
