@@ -60,6 +60,7 @@ class MemoryLatents:
 
     def __init__(self) -> None:
         self._rows: dict[str, int] = {}
+        self._count = 0
         self._parts: list[Tensor] = []
         self._all = torch.empty(0)
         self._device = torch.device("cpu")
@@ -68,8 +69,9 @@ class MemoryLatents:
         return key in self._rows
 
     def add(self, keys: Sequence[str], latents: Tensor) -> None:
-        for key in keys:
-            self._rows[key] = len(self._rows)
+        # A key may come twice: two rows of a table with the same images and other words.
+        self._rows.update(zip(keys, range(self._count, self._count + len(keys)), strict=True))
+        self._count += len(keys)
         self._parts.append(latents.float())
 
     def finish(self, keys: Sequence[str], device: torch.device) -> None:

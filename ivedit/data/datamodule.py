@@ -8,10 +8,7 @@ Either way the same choices are made (see `ivedit.data.words`), so both give the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -21,42 +18,16 @@ from torch import Tensor
 
 from ivedit.config import Config
 from ivedit.data import order
-from ivedit.data.cache import (
-    DiskLatents,
-    DiskTexts,
-    Ints,
-    LatentStore,
-    MemoryLatents,
-    MemoryTexts,
-    TextStore,
-    encode_missing_texts,
-)
+from ivedit.data.cache import Ints, LatentStore, TextStore
+from ivedit.data.fill import Filler, Split
 from ivedit.data.loader import PairLoader, Position
 from ivedit.data.pixels import BadShare, read_chunks
-from ivedit.data.progress import Progress
 from ivedit.data.record import PairReader, PixelBatch, as_float, build_reader
-from ivedit.data.shards import Shards, entry_key
 from ivedit.data.text import TextStates
 from ivedit.data.words import Picked, Words
 from ivedit.errors import ConfigError, IveditError
 
 __all__ = ["PairDataModule"]
-
-log = logging.getLogger(__name__)
-
-_CHUNK_PIXELS = 2**21  # pixels of one image side read and encoded at once while a cache is filled
-
-
-@dataclass
-class _Split:
-    """One split, ready for batches."""
-
-    reader: PairReader
-    words: Words
-    guard: BadShare
-    usable: Ints  # (n,) each pair, or the one that stands in for it
-    # (2, n): row of the pair's source image in the latent store, plain and mirrored; the target's is the next.
-    rows: Ints | None = None
 
 
 class PairDataModule(L.LightningDataModule):
@@ -97,7 +68,7 @@ class PairDataModule(L.LightningDataModule):
         self._device = None if device is None else torch.device(device)
         self._rank, self._world = rank, world
         self.position = Position()
-        self._splits: dict[str, _Split] = {}
+        self._splits: dict[str, Split] = {}
         self._latents: LatentStore | None = None
         self._texts: dict[str, TextStore] = {}
         self._empty: TextStates | None = None
@@ -142,7 +113,7 @@ class PairDataModule(L.LightningDataModule):
             reader = build_reader(self.cfg, name, device=making)
             words = Words(reader, self.cfg.text, self.cfg.data.null_edits, training=name == "train")
             guard = BadShare(len(reader), self.cfg.data.bad_share, name)
-            splits[name] = _Split(reader, words, guard, np.arange(len(reader), dtype=np.int64))
+            splits[name] = Split(reader, words, guard, np.arange(len(reader), dtype=np.int64))
         needed = self.cfg.train.batch_size * self.world
         if len(splits["train"].words.ids) < needed:
             raise ConfigError(
@@ -152,10 +123,15 @@ class PairDataModule(L.LightningDataModule):
         if len(splits["val"].words.ids) < self.world:
             raise ConfigError(f"data.validation_pairs: {self.world} devices need at least as many validation pairs")
         if cached:
-            self._fill(splits, device)
+            filler = Filler(
+                self.cfg, self.encoder_fingerprint, self._encode, self._encode_images,
+                length=self._empty.states.shape[1], width=self._empty.states.shape[2],
+                rank=self.rank, world=self.world,
+            )
+            self._latents, self._texts = filler.fill(splits, device)
         self._splits = splits
 
-    def _split(self, name: str) -> _Split:
+    def _split(self, name: str) -> Split:
         if not self._splits:
             self.setup()
         return self._splits[name]
@@ -175,94 +151,6 @@ class PairDataModule(L.LightningDataModule):
             name = ids[finite.index(False) % len(ids)]
             raise IveditError(f"the encoded pair {name} is not finite: try backbone.dtype=float32")
         return latents
-
-    # ---- filling the cache ------------------------------------------------------------------------------------
-
-    def _stores(self) -> tuple[LatentStore, Callable[[], TextStore]]:
-        if self.cfg.data.cache == "memory":
-            return MemoryLatents(), MemoryTexts
-        folder = Path(self.cfg.data.cache_dir) / entry_key(self.encoder_fingerprint)[:16]
-        return DiskLatents(Shards(folder / "latents")), lambda: DiskTexts(Shards(folder / "texts"))
-
-    def _fill(self, splits: dict[str, _Split], device: torch.device) -> None:
-        latents, new_texts = self._stores()
-        assert self._empty is not None
-        length, width = self._empty.states.shape[1:]
-        keys: dict[str, list[list[str]]] = {}
-        for name, split in splits.items():
-            self._fill_texts(name, split, new_texts(), length, length * width, device)
-            keys[name] = self._fill_latents(name, split, latents)
-        rows: list[str] = []
-        for name, split in splits.items():
-            split.rows = np.full((2, len(split.reader)), -1, dtype=np.int64)
-            for mirror, pair_keys in enumerate(keys[name]):
-                for index in np.flatnonzero(split.usable == np.arange(len(split.usable))):
-                    split.rows[mirror, index] = len(rows)
-                    rows += [f"{pair_keys[index]}-source", f"{pair_keys[index]}-target"]
-        latents.finish(rows, device)
-        self._latents = latents
-
-    def _fill_texts(
-        self, name: str, split: _Split, store: TextStore, length: int, width: int, device: torch.device
-    ) -> None:
-        unique = split.words.unique
-        keys = [entry_key("text", self.encoder_fingerprint, str(length), text) for text in unique]
-        missing = sum(key not in store for key in keys)
-        with Progress(f"encoding {name} texts", missing, show=self.rank == 0) as progress:
-            encode_missing_texts(store, unique, keys, self._encode, width, progress.advance)
-        store.finish(keys, length, device)
-        self._texts[name] = store
-
-    def _fill_latents(self, name: str, split: _Split, store: LatentStore) -> list[list[str]]:
-        """Encode what the store lacks and find the unusable pairs; returns keys per pair: plain, mirrored if wanted."""
-        reader = split.reader
-        pixels = reader.keys(range(len(reader)))
-        variants = ["plain", "mirrored"] if split.words.sided is not None else ["plain"]
-        keys = [[entry_key("pair", self.encoder_fingerprint, key, variant) for key in pixels] for variant in variants]
-        missing = [i for i in range(len(reader)) if any(f"{group[i]}-target" not in store for group in keys)]
-        mine = missing
-        if self.cfg.data.cache == "disk" and self.world > 1:
-            # Ranks share the disk: each encodes its part, then takes in what the others wrote.
-            mine = missing[self.rank :: self.world]
-        self._encode_pairs(name, split, store, keys, mine)
-        if len(mine) < len(missing):
-            assert isinstance(store, DiskLatents)
-            store.flush()
-            _barrier()
-            store.shards.refresh()
-            rest = [i for i in missing if f"{keys[0][i]}-target" not in store]
-            self._encode_pairs(name, split, store, keys, rest)
-        split.guard.note(range(len(reader)), [])
-        good = np.array([i not in split.guard.bad for i in range(len(reader))])
-        if not good.any():
-            raise IveditError(f"none of the {len(reader)} {name} pairs can be read")
-        split.usable = _next_true(good)
-        return keys
-
-    def _encode_pairs(
-        self, name: str, split: _Split, store: LatentStore, keys: list[list[str]], indices: list[int]
-    ) -> None:
-        step = max(4, _CHUNK_PIXELS // (self.cfg.data.height * self.cfg.data.width))
-        chunks = [indices[i : i + step] for i in range(0, len(indices), step)]
-        with Progress(f"encoding {name} pairs", len(indices), show=self.rank == 0) as progress:
-            for batch, chunk in zip(
-                read_chunks(split.reader, chunks, workers=self.cfg.data.workers), chunks, strict=True
-            ):
-                split.guard.note(chunk, batch.bad)
-                if batch.indices:
-                    self._encode_pixel_batch(batch, split, store, keys)
-                progress.advance(len(chunk))
-
-    def _encode_pixel_batch(
-        self, batch: PixelBatch, split: _Split, store: LatentStore, keys: list[list[str]]
-    ) -> None:
-        ids = [split.words.ids[i] for i in batch.indices]
-        both = torch.cat([batch.source, batch.target])
-        for mirror, group in enumerate(keys):
-            latents = self._encode_images(both.flip(-1) if mirror else both, ids)
-            names = [group[i] for i in batch.indices]
-            # The target last: a pair counts as stored when its target is.
-            store.add([f"{key}-source" for key in names] + [f"{key}-target" for key in names], latents)
 
     # ---- batches ----------------------------------------------------------------------------------------------
 
@@ -293,7 +181,7 @@ class PairDataModule(L.LightningDataModule):
             split.guard.note(pixels.indices, pixels.bad)
             yield self._streamed(split, epoch, pixels)
 
-    def _cached(self, name: str, split: _Split, epoch: int, indices: Ints) -> dict[str, Any]:
+    def _cached(self, name: str, split: Split, epoch: int, indices: Ints) -> dict[str, Any]:
         assert self._latents is not None and split.rows is not None
         picked = split.words.pick(epoch, indices)
         source = split.rows[picked.mirrored.astype(np.int64), indices]
@@ -305,7 +193,7 @@ class PairDataModule(L.LightningDataModule):
             **self._text_entries(picked, store.gather),
         }
 
-    def _streamed(self, split: _Split, epoch: int, pixels: PixelBatch) -> dict[str, Any]:
+    def _streamed(self, split: Split, epoch: int, pixels: PixelBatch) -> dict[str, Any]:
         indices = np.array(pixels.indices, dtype=np.int64)
         picked = split.words.pick(epoch, indices)
         ids = [split.words.ids[i] for i in indices]
@@ -388,14 +276,3 @@ class PairDataModule(L.LightningDataModule):
 def _normal(tensor: Tensor) -> Tensor:
     """A tensor made in inference mode cannot take part in training; a copy of it can."""
     return tensor.clone() if tensor.is_inference() else tensor
-
-
-def _next_true(good: np.ndarray) -> Ints:
-    """For each place itself if `good`, else the next good place, cyclically."""
-    places = np.flatnonzero(good)
-    return places[np.searchsorted(places, np.arange(len(good))) % len(places)].astype(np.int64)
-
-
-def _barrier() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()

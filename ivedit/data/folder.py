@@ -159,7 +159,10 @@ class FolderReader(PairReader):
     def keys(self, indices: Sequence[int]) -> list[str]:
         transform = f"{images.TRANSFORM} {self.height}x{self.width} {self.unequal_size} pillow {pillow_version}"
         return [
-            f"folder {transform} {_state(self.rows[i].source)} {_state(self.rows[i].target)}" for i in indices
+            # A row without instruction is refused, even where another row with the same images is not.
+            f"folder {transform} {_state(self.rows[i].source)} {_state(self.rows[i].target)} "
+            f"{bool(self.rows[i].texts.instructions)}"
+            for i in indices
         ]
 
 

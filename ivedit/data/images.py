@@ -23,7 +23,7 @@ from ivedit.data.record import BadRecord, PairTexts
 __all__ = ["MAX_PIXELS", "TRANSFORM", "fit", "fit_mask", "names_a_side", "read_image", "to_tensor"]
 
 MAX_PIXELS = 64_000_000  # larger images are refused before they are decoded
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 TRANSFORM = "cover, bicubic, centre crop, 1"  # part of every cache key: change it when `fit` changes its pixels
 
 _SIDES = re.compile(r"\b(left|right)(most|wards?|-hand|hand)?\b", re.IGNORECASE)

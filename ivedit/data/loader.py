@@ -35,6 +35,11 @@ class Position:
             self.epoch, self.batch = epoch, 0
 
 
+@dataclass(frozen=True)
+class _EpochHook:
+    sampler: Position
+
+
 class PairLoader:
     """Batches of one rank.
 
@@ -61,9 +66,12 @@ class PairLoader:
         self._position = position
 
     @property
-    def sampler(self) -> Position | None:
-        """Lightning calls `set_epoch` on an object of this name at the start of each epoch."""
-        return self._position
+    def batch_sampler(self) -> _EpochHook | None:
+        """Lightning calls `batch_sampler.sampler.set_epoch` at the start of each epoch.
+
+        (It would do so on `sampler` as well, but takes a loader that has one for a `DataLoader`.)
+        """
+        return None if self._position is None else _EpochHook(self._position)
 
     def __len__(self) -> int:
         return self._length

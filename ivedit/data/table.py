@@ -66,8 +66,19 @@ def read_table(folder: Path, table: str, columns: dict[str, str]) -> list[TableR
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     from datasets import Features, Value, load_dataset
 
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        header = next(csv.reader(file), [])
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file, strict=True)
+            header = next(lines, [])
+            # The parser below would take surplus cells for an index and shift the columns, or fill missing ones.
+            ragged = [str(lines.line_num) for cells in lines if cells and len(cells) != len(header)]
+    except (OSError, csv.Error, UnicodeError) as problem:
+        raise ConfigError(f"data.table: {path.name!r} cannot be read: {problem}") from None
+    if ragged:
+        raise ConfigError(
+            f"data.table: {path.name!r} has {len(header)} columns, but another number of cells in line {some(ragged)} "
+            "(quote cells that hold commas)"
+        )
     twice = sorted({name for name in header if header.count(name) > 1})
     if not header or twice:
         what = f"repeats the column {', '.join(twice)}" if twice else "is empty"
@@ -77,7 +88,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     return _rows(
         lambda: load_dataset(
             "csv", data_files=_literal(path), split="train", streaming=True, features=features,
-            keep_default_na=False, encoding="utf-8-sig",
+            keep_default_na=False, index_col=False, encoding="utf-8-sig",
         ),
         path,
     )

@@ -1,0 +1,190 @@
+"""Filling the cache before training: every pair of a split read and encoded once, unusable ones found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ivedit.config import Config
+from ivedit.data.cache import (
+    DiskLatents,
+    DiskTexts,
+    Ints,
+    LatentStore,
+    MemoryLatents,
+    MemoryTexts,
+    TextStore,
+    encode_missing_texts,
+)
+from ivedit.data.pixels import BadShare, read_chunks
+from ivedit.data.progress import Progress
+from ivedit.data.record import PairReader, PixelBatch
+from ivedit.data.shards import Shards, entry_key
+from ivedit.data.text import TextStates
+from ivedit.data.words import Words
+from ivedit.errors import IveditError
+
+__all__ = ["Filler", "Split"]
+
+_CHUNK_PIXELS = 2**21  # pixels of the sources read and encoded at once; the targets are as many
+
+
+@dataclass
+class Split:
+    """One split of the pairs, ready for batches.
+
+    Attributes:
+        reader, words, guard: Its pairs, its texts, its count of unusable pairs.
+        usable: (n,) for each pair itself, or the one that stands in for it.
+        rows: (2, n) row of the pair's source image in the latent store, plain and mirrored (-1: none); the target's
+            row is the next. None without a cache.
+    """
+
+    reader: PairReader
+    words: Words
+    guard: BadShare
+    usable: Ints
+    rows: Ints | None = None
+
+
+class Filler:
+    """Reads, encodes and stores what is not stored yet.
+
+    Args:
+        cfg: `data.cache`, `data.cache_dir`, `data.workers`, `data.height`, `data.width` are used.
+        fingerprint: Of the encoders.
+        encode_texts: n texts to (n, L, D) states.
+        encode_images: (B, 3, H, W) uint8 and the pairs' names to latents.
+        length, width: L and D.
+        rank, world: Of this process.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        fingerprint: str,
+        encode_texts: Callable[[list[str]], TextStates],
+        encode_images: Callable[[Tensor, list[str]], Tensor],
+        *,
+        length: int,
+        width: int,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.cfg = cfg
+        self.fingerprint = fingerprint
+        self.encode_texts = encode_texts
+        self.encode_images = encode_images
+        self.length, self.width = length, width
+        self.rank, self.world = rank, world
+
+    def fill(self, splits: dict[str, Split], device: torch.device) -> tuple[LatentStore, dict[str, TextStore]]:
+        """Fill the stores for all splits, and set each split's `usable` and `rows`.
+
+        Returns:
+            The latents of all splits, and the texts of each; both give batches on `device`.
+
+        Raises:
+            IveditError: too many pairs are unusable, or the cache cannot be written.
+        """
+        latents, new_texts = self._stores()
+        texts: dict[str, TextStore] = {}
+        rows: list[str] = []
+        for name, split in splits.items():
+            texts[name] = self._texts(name, split, new_texts(), device)
+            keys = self._latents(name, split, latents)
+            split.rows = np.full((2, len(split.reader)), -1, dtype=np.int64)
+            for mirror, pair_keys in enumerate(keys):
+                for index in np.flatnonzero(split.usable == np.arange(len(split.usable))):
+                    split.rows[mirror, index] = len(rows)
+                    rows += [_source(pair_keys[index]), _target(pair_keys[index])]
+        latents.finish(rows, device)
+        return latents, texts
+
+    def _stores(self) -> tuple[LatentStore, Callable[[], TextStore]]:
+        if self.cfg.data.cache == "memory":
+            return MemoryLatents(), MemoryTexts
+        folder = Path(self.cfg.data.cache_dir) / entry_key(self.fingerprint)[:16]
+        return DiskLatents(Shards(folder / "latents")), lambda: DiskTexts(Shards(folder / "texts"))
+
+    def _texts(self, name: str, split: Split, store: TextStore, device: torch.device) -> TextStore:
+        unique = split.words.unique
+        keys = [entry_key("text", self.fingerprint, str(self.length), text) for text in unique]
+        missing = sum(key not in store for key in keys)
+        with Progress(f"encoding {name} texts", missing, show=self.rank == 0) as progress:
+            encode_missing_texts(
+                store, unique, keys, self.encode_texts, self.length * self.width, progress.advance
+            )
+        store.finish(keys, self.length, device)
+        return store
+
+    def _latents(self, name: str, split: Split, store: LatentStore) -> list[list[str]]:
+        """Encode what the store lacks and find the unusable pairs; returns keys per pair: plain, mirrored if wanted."""
+        reader = split.reader
+        pixels = reader.keys(range(len(reader)))
+        variants = ["plain", "mirrored"] if split.words.sided is not None else ["plain"]
+        keys = [[entry_key("pair", self.fingerprint, key, variant) for key in pixels] for variant in variants]
+        missing = [i for i in range(len(reader)) if any(_target(group[i]) not in store for group in keys)]
+        if isinstance(store, DiskLatents) and self.world > 1:
+            # Ranks share the disk: each encodes its part, then takes in what the others wrote. Parts are cut by pair
+            # and not from `missing`, which may differ between ranks: another may have written already.
+            self._encode_pairs(name, split, store, keys, [i for i in missing if i % self.world == self.rank])
+            store.flush()
+            _barrier()
+            store.shards.refresh()
+            missing = [i for i in missing if any(_target(group[i]) not in store for group in keys)]
+        self._encode_pairs(name, split, store, keys, missing)
+        split.guard.note(range(len(reader)), [])
+        good = np.array([i not in split.guard.bad for i in range(len(reader))])
+        if not good.any():
+            raise IveditError(f"none of the {len(reader)} {name} pairs can be read")
+        split.usable = _next_true(good)
+        return keys
+
+    def _encode_pairs(
+        self, name: str, split: Split, store: LatentStore, keys: list[list[str]], indices: list[int]
+    ) -> None:
+        step = max(4, _CHUNK_PIXELS // (self.cfg.data.height * self.cfg.data.width))
+        chunks = [indices[i : i + step] for i in range(0, len(indices), step)]
+        with Progress(f"encoding {name} pairs", len(indices), show=self.rank == 0) as progress:
+            for batch, chunk in zip(
+                read_chunks(split.reader, chunks, workers=self.cfg.data.workers), chunks, strict=True
+            ):
+                split.guard.note(chunk, batch.bad)
+                if batch.indices:
+                    self._encode_pixel_batch(batch, split, store, keys)
+                progress.advance(len(chunk))
+
+    def _encode_pixel_batch(
+        self, batch: PixelBatch, split: Split, store: LatentStore, keys: list[list[str]]
+    ) -> None:
+        ids = [split.words.ids[i] for i in batch.indices]
+        both = torch.cat([batch.source, batch.target])
+        for mirror, group in enumerate(keys):
+            latents = self.encode_images(both.flip(-1) if mirror else both, ids)
+            names = [group[i] for i in batch.indices]
+            store.add([_source(key) for key in names] + [_target(key) for key in names], latents)
+
+
+def _source(key: str) -> str:
+    return f"{key}-source"
+
+
+def _target(key: str) -> str:
+    return f"{key}-target"
+
+
+def _next_true(good: np.ndarray) -> Ints:
+    """For each place itself if `good`, else the next good place, cyclically."""
+    places = np.flatnonzero(good)
+    return places[np.searchsorted(places, np.arange(len(good))) % len(places)].astype(np.int64)
+
+
+def _barrier() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
