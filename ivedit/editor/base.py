@@ -83,7 +83,8 @@ class Editor(nn.Module, ABC):
             source_latents: (B, Z, F, h, w) clean.
             text: of the same batch; its `source` part is read.
             project: also apply the modules' own source projections and keep those in place of the features. For
-                sampling, where weights are constant: each step is cheaper. Not for training.
+                sampling, where weights are constant: each step is cheaper. Not for training. Where they would take
+                more than half of the GPU's free memory the features are kept instead.
         """
 
     @abstractmethod

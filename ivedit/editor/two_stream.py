@@ -6,6 +6,7 @@ attention: h <- h + gate_msa * Attn3D(x) + edit(x, s, text).
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +29,16 @@ from ivedit.editor.module import (
 )
 from ivedit.errors import ConfigError, IveditError
 
-__all__ = ["TwoStreamEditor"]
+__all__ = ["TwoStreamEditor", "free_memory"]
+
+_log = logging.getLogger(__name__)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a GPU; elsewhere the operating system pages, so there is no bound."""
+    if device.type != "cuda":
+        return 2**62
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 class TwoStreamEditor(Editor):
@@ -105,10 +115,20 @@ class TwoStreamEditor(Editor):
         if not project:
             return SourceContext(source_latents, features=tuple(features))
         rotary = self.spatial_rotary(backbone, source_latents)
-        projected = []
         with torch.no_grad(), self.precision(backbone):
-            for module in self.modules_of:
+            projected = [self.modules_of[0].project(features[0], rotary)]
+            size = len(self.blocks) * SourceContext(source_latents, projected=tuple(projected)).bytes()
+            if size > (free := free_memory(backbone.device)) // 2:
+                _log.warning(
+                    "source projections of %.1f GB do not fit beside %.1f GB free: each step projects the features",
+                    size / 1e9,
+                    free / 1e9,
+                )
+                return SourceContext(source_latents, features=tuple(features))
+            features.pop(0)
+            for module in self.modules_of[1:]:
                 projected.append(module.project(features.pop(0), rotary))
+        _log.info("source projections kept for all steps: %.2f GB", size / 1e9)
         return SourceContext(source_latents, projected=tuple(projected))
 
     def source_tokens(self, slot: int, context: SourceContext, rotary: tuple[Tensor, Tensor]) -> SourceTokens:

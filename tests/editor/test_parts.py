@@ -268,7 +268,7 @@ def test_averaged_weights_and_half_precision_can_be_saved_in_place_of_the_editor
         assert torch.equal(loaded[name], value.bfloat16().float())
 
 
-def test_a_context_that_does_not_belong_is_refused(backbone):
+def test_a_context_that_does_not_belong_or_fit_is_refused(backbone, monkeypatch):
     editor = build_editor({}, backbone)
     states = backbone.encode_text(["a", "a"])
     text = EditText(states, states, states)
@@ -280,5 +280,7 @@ def test_a_context_that_does_not_belong_is_refused(backbone):
         editor.velocity(backbone, latents[..., :8], torch.ones(2), context, text)
     projected = editor.prepare(backbone, latents, text, project=True)
     assert len(projected) == 2 and projected.bytes() > context.bytes()
+    monkeypatch.setattr("ivedit.editor.two_stream.free_memory", lambda device: 2 * projected.bytes() - 1)
+    assert not editor.prepare(backbone, latents, text, project=True).projected
     with pytest.raises(IveditError, match="sampling only"):
         editor.velocity(backbone, latents, torch.ones(2), projected, text)
