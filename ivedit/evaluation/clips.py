@@ -7,18 +7,19 @@ of the held-out clips.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ivedit.data.sprites import SET_SEED, SpritesReader
 from ivedit.evaluation.metrics import Reference, start_source_flow
-from ivedit.flow.draws import mix_seed
-from ivedit.sprites import FRAMES, OPERATIONS, PairBatch, render_pairs, sample_pairs
+from ivedit.flow import clip_seeds
+from ivedit.sprites import FRAMES, OPERATIONS, PairBatch, SceneBatch, render_pairs, sample_pairs
 
-__all__ = ["ClipBatch", "ClipSet", "held_out_clips", "held_out_frames", "training_frames"]
+__all__ = ["ClipBatch", "ClipSet", "Latents", "held_out_clips", "held_out_frames", "training_frames"]
 
 
 @dataclass
@@ -28,18 +29,22 @@ class ClipBatch:
     Attributes:
         reference: Pixels (B, T, 3, H, W), masks, clip numbers.
         instructions: B strings.
-        source_captions: B strings.
+        other_instructions: B strings, those of the next clips of the set, for the control ``text.gate=shuffled``.
         target_captions: B strings.
         operations: B names out of `ivedit.sprites.OPERATIONS`.
         needs_motion: (B,) bool, the edit asks for a motion that no single frame shows.
+        target_scenes: The true edits as scenes, for reading back what is in them.
+        frames: (T,) or (B, T) frame numbers of the pixels.
     """
 
     reference: Reference
     instructions: list[str]
-    source_captions: list[str]
+    other_instructions: list[str]
     target_captions: list[str]
     operations: list[str]
     needs_motion: Tensor
+    target_scenes: SceneBatch
+    frames: Tensor
 
     def __len__(self) -> int:
         return len(self.operations)
@@ -47,7 +52,41 @@ class ClipBatch:
     def seeds(self, seed: int) -> list[int]:
         """Noise seeds, a function of ``seed`` and the clip number: the same for every row and batch size."""
         assert self.reference.clips is not None
-        return [mix_seed(seed, int(clip)) for clip in self.reference.clips]
+        return clip_seeds(seed, self.reference.clips.tolist())
+
+
+class Latents:
+    """Latents of a batch's sources and true edits, each encoded when first asked for and then kept.
+
+    Args:
+        encode: pixels (B, T, 3, H, W) -> latents (B, Z, F, h, w).
+        reference: The pixels.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], reference: Reference) -> None:
+        self._encode = encode
+        self._reference: Reference | None = reference
+
+    @cached_property
+    def source(self) -> Tensor:
+        """(B, Z, F, h, w) of the sources."""
+        return self._encode(self._pixels().source)
+
+    @cached_property
+    def target(self) -> Tensor:
+        """(B, Z, F, h, w) of the true edits."""
+        return self._encode(self._pixels().target)
+
+    def _pixels(self) -> Reference:
+        if self._reference is None:
+            raise ValueError("the pixels of these latents have been forgotten")
+        return self._reference
+
+    def keep_latents_only(self) -> Latents:
+        """Encode both if need be and forget the pixels, which are far larger."""
+        _ = self.source, self.target
+        self._reference = None
+        return self
 
 
 @dataclass(frozen=True)
@@ -102,10 +141,12 @@ class ClipSet:
         return ClipBatch(
             reference=reference,
             instructions=pairs.instruction,
-            source_captions=pairs.source_caption,
+            other_instructions=[self.pairs.instruction[(i + 1) % len(self)] for i in rows.tolist()],
             target_captions=pairs.target_caption,
             operations=[OPERATIONS[i] for i in pairs.operation.tolist()],
             needs_motion=pairs.needs_motion,
+            target_scenes=pairs.target,
+            frames=frames,
         )
 
 

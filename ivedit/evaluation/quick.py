@@ -25,24 +25,27 @@ def edit_batch(
     *,
     sampling: SamplingConfig,
     text: TextConfig | None = None,
+    start: tuple[Tensor, float] | None = None,
 ) -> Tensor:
     """Latents (B, Z, F, h, w) of a batch of clips, edited as the ``sampling`` section says.
 
     A pipeline without an editor is the frozen backbone: it is given the target caption and no source. With one, the
-    target caption is used only where ``text.target`` asks for it.
+    target caption is used only where ``text.target`` asks for it. ``start``: (latents, sigma) to begin from, with the
+    share sigma of the steps (at least one), in place of pure noise.
     """
-    captions = batch.target_captions
     asked = pipeline.editor is None or (text is not None and text.target == "target_caption")
     return pipeline.edit_latents(
         source_latents,
         batch.instructions,
         seeds=batch.seeds(sampling.seed),
-        steps=sampling.steps,
+        steps=sampling.steps if start is None else max(1, round(sampling.steps * start[1])),
         guidance=sampling.guidance,
         scheduler=sampling.scheduler,
         shift=sampling.shift,
-        target_captions=captions if asked else None,
+        target_captions=batch.target_captions if asked else None,
+        gate_instructions=batch.other_instructions if text is not None and text.gate == "shuffled" else None,
         text=text,
+        start=start,
     )
 
 

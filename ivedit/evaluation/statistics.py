@@ -43,13 +43,17 @@ class Estimate:
         """For results.json."""
         return asdict(self)
 
-    def text(self, digits: int = 2) -> str:
-        """``12.3 [11.0, 13.9]``, with n/N when a clip has no value; ``-`` when none has."""
+    def text(self, digits: int = 2, unit: str = "") -> str:
+        """``12.3 [11.0, 13.9]``, with n/N when a clip has no value; ``-`` when none has. ``unit`` follows the mean."""
         if self.mean is None:
             return "-"
-        body = f"{self.mean:.{digits}f}"
+
+        def shown(value: float) -> str:
+            return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: never "-0.0"
+
+        body = shown(self.mean) + unit
         if self.low is not None and self.high is not None:
-            body += f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+            body += f" [{shown(self.low)}, {shown(self.high)}]"
         return body if self.n == self.total else f"{body} ({self.n}/{self.total})"
 
 

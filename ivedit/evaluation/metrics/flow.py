@@ -149,9 +149,7 @@ def warp_previous(clip: Tensor, backward: Tensor) -> Tensor:
         indexing="ij",
     )
     flow = backward.to(clip.device).reshape(b * (t - 1), 2, h, w)
-    grid = torch.stack(
-        ((x + flow[:, 0]) * (2 / max(w - 1, 1)) - 1, (y + flow[:, 1]) * (2 / max(h - 1, 1)) - 1), dim=-1
-    )
+    grid = torch.stack(((x + flow[:, 0]) * (2 / max(w - 1, 1)) - 1, (y + flow[:, 1]) * (2 / max(h - 1, 1)) - 1), dim=-1)
     previous = clip[:, :-1].reshape(b * (t - 1), c, h, w).float()
     moved = F.grid_sample(previous, grid, mode="bilinear", padding_mode="border", align_corners=True)
     return moved.reshape(b, t - 1, c, h, w)

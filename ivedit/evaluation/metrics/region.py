@@ -49,8 +49,8 @@ def ssim_map(edited: Tensor, target: Tensor) -> Tensor:
     """SSIM of each pixel's window, averaged over colours (Wang et al., IEEE TIP 2004, K1 = 0.01, K2 = 0.03).
 
     The same numbers as torchmetrics' ``structural_similarity_index_measure(..., return_full_image=True)``, ten times
-    as fast on a CPU: the window is separable, and blurring along an axis is one matrix product. In float64, because
-    variances are differences of nearly equal numbers, which TF32 products would spoil on a GPU.
+    as fast on a CPU: the window is separable, and blurring along an axis is one matrix product. On a GPU in float64,
+    because variances are differences of nearly equal numbers, which TF32 products would spoil.
 
     Args:
         edited: (B, T, 3, H, W) in [0, 1].
@@ -65,8 +65,9 @@ def ssim_map(edited: Tensor, target: Tensor) -> Tensor:
     b, t, c, h, w = edited.shape
     if min(h, w) <= SSIM_WINDOW // 2:
         raise ValueError(f"SSIM needs frames larger than {SSIM_WINDOW // 2} pixels, got {h} x {w}")
-    across = _blur_matrix(w).to(edited.device)
-    down = _blur_matrix(h).to(edited.device).T
+    dtype = torch.float32 if edited.device.type == "cpu" else torch.float64
+    across = _blur_matrix(w).to(edited.device, dtype)
+    down = _blur_matrix(h).to(edited.device, dtype).T.contiguous()
 
     def blur(planes: Tensor) -> Tensor:
         return down @ (planes @ across)
@@ -76,11 +77,11 @@ def ssim_map(edited: Tensor, target: Tensor) -> Tensor:
     maps = []
     frames = (edited.reshape(-1, c, h, w).split(chunk), target.reshape(-1, c, h, w).split(chunk))
     for left, right in zip(*frames, strict=True):
-        x, y = left.double(), right.double()
+        x, y = left.to(dtype), right.to(dtype)
         mean_x, mean_y = blur(x), blur(y)
         both = mean_x * mean_y
         squares = mean_x.square() + mean_y.square()
-        variances = (blur(x.square() + y.square()) - squares).clamp_min(0)
+        variances = blur(x.square() + y.square()) - squares  # rounding can make it negative, c2 is far larger
         ssim = (2 * both + c1) * (2 * (blur(x * y) - both) + c2) / ((squares + c1) * (variances + c2))
         maps.append(ssim.mean(dim=1, keepdim=True).float())
     return torch.cat(maps).reshape(b, t, 1, h, w)
@@ -99,7 +100,9 @@ def erode(region: Tensor, window: int) -> Tensor:
     """Pixels of ``region`` (B, T, 1, H, W) whose whole ``window`` x ``window`` neighbourhood belongs to it."""
     b, t, _, h, w = region.shape
     outside = (~region).reshape(b * t, 1, h, w).float()
-    return F.max_pool2d(outside, window, stride=1, padding=window // 2).reshape(b, t, 1, h, w) == 0
+    for size in ((1, window), (window, 1)):  # one axis after the other: a square is the product of two lines
+        outside = F.max_pool2d(outside, size, stride=1, padding=(size[0] // 2, size[1] // 2))
+    return outside.reshape(b, t, 1, h, w) == 0
 
 
 class RegionPSNR(ClipMetric):
@@ -199,7 +202,12 @@ _SSIM = "Wang et al. 2004, Gaussian window 11, sigma 1.5; equals torchmetrics"
 
 
 @register_metric(
-    "edited_psnr", label="edited PSNR", range="0 to 60 dB", better="higher", source=_PSNR, digits=1,
+    "edited_psnr",
+    label="edited PSNR",
+    range="0 to 60 dB",
+    better="higher",
+    source=_PSNR,
+    digits=1,
     meaning="How close the region that the true edit changes is to the true edit.",
 )
 def _edited_psnr(evaluation: Any) -> ClipMetric:
@@ -207,7 +215,12 @@ def _edited_psnr(evaluation: Any) -> ClipMetric:
 
 
 @register_metric(
-    "kept_psnr", label="kept PSNR", range="0 to 60 dB", better="higher", source=_PSNR, digits=1,
+    "kept_psnr",
+    label="kept PSNR",
+    range="0 to 60 dB",
+    better="higher",
+    source=_PSNR,
+    digits=1,
     meaning="How well the region that the true edit leaves alone was left alone.",
 )
 def _kept_psnr(evaluation: Any) -> ClipMetric:
@@ -215,7 +228,12 @@ def _kept_psnr(evaluation: Any) -> ClipMetric:
 
 
 @register_metric(
-    "edited_ssim", label="edited SSIM", range="-1 to 1", better="higher", source=_SSIM, digits=3,
+    "edited_ssim",
+    label="edited SSIM",
+    range="-1 to 1",
+    better="higher",
+    source=_SSIM,
+    digits=3,
     meaning="Structure of the edited region against the true edit.",
 )
 def _edited_ssim(evaluation: Any) -> ClipMetric:
@@ -223,7 +241,11 @@ def _edited_ssim(evaluation: Any) -> ClipMetric:
 
 
 @register_metric(
-    "kept_ssim", label="kept SSIM", range="-1 to 1", better="higher", digits=3,
+    "kept_ssim",
+    label="kept SSIM",
+    range="-1 to 1",
+    better="higher",
+    digits=3,
     source=_SSIM + "; region eroded by the window",
     meaning="Structure of the kept region against the true edit.",
 )
@@ -232,7 +254,11 @@ def _kept_ssim(evaluation: Any) -> ClipMetric:
 
 
 @register_metric(
-    "success", label="success", range="0 or 1 a clip", better="higher", digits=2,
+    "success",
+    label="success",
+    range="0 or 1 a clip",
+    better="higher",
+    digits=2,
     source="edited PSNR above evaluation.edited_db (16) and kept PSNR above evaluation.kept_db (20)",
     meaning="Share of clips whose edit is right and whose rest is intact; an empty region does not vote.",
 )

@@ -25,7 +25,7 @@ _BESIDE = (
         "gate AUC",
         "`gate.*.auc`",
         "area under the ROC curve of the gate against the true edit mask, per block and sigma; equals the pixel-wise "
-        "AUC of the gate upsampled to pixels; 0.5 is blind. `ceiling` is what the mask itself scores at token resolution",
+        "AUC of the gate upsampled to pixels; 0.5 is blind. `ceiling` is what the mask itself scores on the tokens",
     ),
     (
         "PSNR per frame index, per latent index",

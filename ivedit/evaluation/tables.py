@@ -1,0 +1,222 @@
+"""Results as text: the tables of results.md, which read well in a terminal too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ivedit.evaluation.metrics import METRICS
+from ivedit.evaluation.statistics import Estimate
+from ivedit.evaluation.summary import HEADLINE, in_order
+
+__all__ = ["format_table", "table_rows"]
+
+_ARROWS = {"higher": "↑", "lower": "↓", "near 1": "→1"}
+
+
+def format_table(results: Mapping[str, Any]) -> str:
+    """All tables of a run's results as Markdown with aligned columns.
+
+    Args:
+        results: What `ivedit.evaluation.suite.evaluate` returned, or results.json.
+    """
+    parts = [
+        _heading(results),
+        _main(results),
+        _paired(results),
+        _others(results),
+        _operations(results),
+        _readback(results),
+        *(_triage(results, name) for name in results.get("triage", {}).get("editors", {})),
+        *(_gate(name, found) for name, found in results.get("gate", {}).items()),
+        _footer(results),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def table_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One flat mapping per row of the main table, for a tracker's table."""
+    rows = []
+    for name, row in results["rows"].items():
+        flat: dict[str, Any] = {"row": name, "kind": row["kind"]}
+        for metric, found in row["metrics"].items():
+            flat[metric] = found["mean"]
+            if metric in HEADLINE:
+                flat |= {f"{metric}_low": found["low"], f"{metric}_high": found["high"]}
+        flat["n"] = row["metrics"]["success"]["total"]
+        rows.append(flat)
+    return rows
+
+
+def _text(name: str, found: Mapping[str, Any], *, interval: bool = True) -> str:
+    """One estimate: success in per cent, others with their metric's decimals."""
+    shown = Estimate(**found)
+    digits, unit = METRICS.info(name)["digits"] if name in METRICS else 2, ""
+    if name == "success":
+        mean, low, high = (None if x is None else 100 * x for x in (shown.mean, shown.low, shown.high))
+        shown, digits, unit = replace(shown, mean=mean, low=low, high=high), 0, "%"
+    if not interval:
+        shown = replace(shown, low=None, high=None)
+    return shown.text(digits, unit)
+
+
+def _label(name: str) -> str:
+    info = METRICS.info(name)
+    return f"{info['label']} {_ARROWS[info['better']]}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(head), rule, *(line(row) for row in rows)])
+
+
+def _heading(results: Mapping[str, Any]) -> str:
+    sampling, thresholds = results["sampling"], results["thresholds"]
+    clips = results["clips"]
+    kinds = len({clip["operation"] for clip in clips})
+    return (
+        f"# {results['name']}: {len(clips)} held-out clips\n\n"
+        f"Split `{results['split']}`, {kinds} operations, {results['frames']} frames a clip; {sampling['steps']} "
+        f"{sampling['scheduler']} steps, guidance {sampling['guidance']:g}.\nSuccess: edited region above "
+        f"{thresholds['edited_db']:g} dB and kept region above {thresholds['kept_db']:g} dB over all frames. "
+        "Brackets: 95% interval over clips."
+    )
+
+
+def _main(results: Mapping[str, Any]) -> str:
+    head = ["row", *(_label(name) for name in HEADLINE), "s/clip"]
+    rows = [
+        [name, *(_text(metric, row["metrics"][metric]) for metric in HEADLINE), f"{row['seconds_per_clip']:.2f}"]
+        for name, row in results["rows"].items()
+    ]
+    return _table(head, rows)
+
+
+def _paired(results: Mapping[str, Any]) -> str:
+    rows = []
+    for name, controls in results["paired"].items():
+        if results["rows"][name]["kind"] != "editor":
+            continue
+        for control, found in controls.items():
+            edited = found["edited_psnr"]
+            sure = edited["low"] is not None and edited["low"] > 0
+            decibels = (_text(metric, found[metric]) for metric in ("edited_psnr", "kept_psnr"))
+            rows.append([f"{name} - {control}", *decibels, "yes" if sure else "no"])
+    if not rows:
+        return ""
+    head = ["paired by clip", "edited PSNR, dB", "kept PSNR, dB", "edits better, at 95%"]
+    return "## Against the controls\n\n" + _table(head, rows)
+
+
+def _others(results: Mapping[str, Any]) -> str:
+    names = [name for name in METRICS.names() if name not in HEADLINE]
+    names = [name for name in names if all(name in row["metrics"] for row in results["rows"].values())]
+    rows = [
+        [name, *(_text(metric, row["metrics"][metric], interval=False) for metric in names)]
+        for name, row in results["rows"].items()
+    ]
+    note = "\n\nn/N: clips with a value (no kept region left after the SSIM window; a source that stands still)."
+    return "## Structure and motion\n\n" + _table(["row", *(_label(name) for name in names)], rows) + note
+
+
+def _operations(results: Mapping[str, Any]) -> str:
+    rows = {name: row for name, row in results["rows"].items() if name not in ("source_copy", "still_clip")}
+    groups = in_order(group for row in rows.values() for group in row["groups"])
+    lines = []
+    for group in groups:
+        count = max(row["groups"][group]["success"]["total"] for row in rows.values() if group in row["groups"])
+        label = "(needs new motion)" if group == "needs_motion" else group
+        lines.append([label, str(count), *(_both(row["groups"].get(group)) for row in rows.values())])
+    head = ["operation", "clips", *rows]
+    return "## Success and edited PSNR per operation\n\n" + _table(head, lines)
+
+
+def _both(found: Mapping[str, Any] | None) -> str:
+    """Success and edited PSNR without intervals; `-` where a set has no such clip."""
+    if found is None:
+        return "-"
+    edited = found["edited_psnr"]["mean"]
+    decibel = "-" if edited is None else f"{edited:.1f} dB"
+    if "success" not in found:
+        return decibel
+    success = found["success"]["mean"]
+    return f"{'-' if success is None else f'{100 * success:.0f}%'}  {decibel}"
+
+
+def _readback(results: Mapping[str, Any]) -> str:
+    read = {name: row["readback"] for name, row in results["rows"].items()}
+    skipped = [found for found in read.values() if isinstance(found, str)]
+    if skipped:
+        return f"Read-back by the classifier: {skipped[0]}."
+    facts = list(next(iter(read.values())))
+    rows = [[name, *(_text("success", found[fact]) for fact in facts)] for name, found in read.items()]
+    return "## Read back from the frames (share of frames)\n\n" + _table(["row", *facts], rows)
+
+
+def _triage(results: Mapping[str, Any], name: str) -> str:
+    found, ceiling = results["triage"]["editors"][name], results["triage"]["ceiling"]
+    sets = {
+        "training pairs": found["training_pairs"],
+        "held-out pairs": found["held_out_pairs"],
+        "held-out clips": found["held_out_clips"],
+        **{f"ceiling {sigma}": values for sigma, values in ceiling.items()},
+        "one step": found["one_step"],
+    }
+    skipped = [f"{label}: {values['skipped']}" for label, values in sets.items() if "skipped" in values]
+    sets = {label: values for label, values in sets.items() if "skipped" not in values}
+    groups = in_order(group for values in sets.values() for group in values["operations"])
+    lines = [["all", *(_both(values["all"]) for values in sets.values())]]
+    for group in groups:
+        label = "(needs new motion)" if group == "needs_motion" else group
+        lines.append([label, *(_both(values["operations"].get(group)) for values in sets.values())])
+    head = ["operation", *sets]
+    counts = ", ".join(f"{label} {values['n']}" for label, values in sets.items())
+    notes = [
+        f"Clips or single frames: {counts}. Ceiling: the true frame noised to that sigma, denoised by the frozen "
+        "backbone.\nOne step: the picture that the first look at pure noise (sigma 0.98) predicts.",
+        *(f"Not scored: {reason}." for reason in skipped),
+    ]
+    gap = found["image_minus_video"]["all"]
+    notes.append(f"Success on one frame minus success on the clip of the same scene: {_text('success', gap)}.")
+    if "recolour_colour_error" in found["one_step"]:
+        error = Estimate(**found["one_step"]["recolour_colour_error"]).text(3)
+        notes.append(f"Mean-colour error of the one-step estimate, recolours: {error} (0 to 1.73).")
+    return f"## Triage: {name}\n\n{_table(head, lines)}\n\n" + "\n".join(notes)
+
+
+def _gate(name: str, found: Mapping[str, Any]) -> str:
+    if "skipped" in found:
+        return f"Gate of {name}: {found['skipped']}."
+    table = [
+        [f"block {block}", *("-" if value is None else f"{value:.2f}" for value in row)]
+        for block, row in zip(found["blocks"], found["table"], strict=True)
+    ]
+    auc, best = (Estimate(**found[key]).text(2) for key in ("auc", "ceiling"))
+    head = ["AUC", *(f"sigma {sigma}" for sigma in found["sigmas"])]
+    summary = f"Mean {auc}; 0.5 is blind, the true mask at token resolution scores {best}."
+    return f"## Gate as a mask: {name}\n\n{_table(head, table)}\n\n{summary}"
+
+
+def _footer(results: Mapping[str, Any]) -> str:
+    about = results["environment"]
+    packages = ", ".join(
+        f"{name} {about['packages'][name]}" for name in ("ivedit", "torch", "diffusers") if name in about["packages"]
+    )
+    editors = "; ".join(
+        f"{name}: {facts['variant']}, {facts['trained_weights'] / 1e6:.2f}M weights"
+        for name, facts in about["editors"].items()
+    )
+    seed, machine = results["sampling"]["seed"], ", ".join(about["gpus"]) or about["device"]
+    lines = [
+        f"Editors: {editors}." if editors else "",
+        f"Backbone {about['backbone']} ({about['backbone_fingerprint'][:12]}); noise seed {seed}; {machine}; {packages}; "
+        f"{about['date']}; {results['seconds']:.0f} s.",
+        "What each metric means: docs/metrics.md. Every value of every clip: results.json.",
+    ]
+    return "\n".join(line for line in lines if line)
