@@ -126,9 +126,9 @@ class PairDataModule(L.LightningDataModule):
             filler = Filler(
                 self.cfg, self.encoder_fingerprint, self._encode, self._encode_images,
                 length=self._empty.states.shape[1], width=self._empty.states.shape[2],
-                rank=self.rank, world=self.world,
+                device=device, rank=self.rank, world=self.world,
             )
-            self._latents, self._texts = filler.fill(splits, device)
+            self._latents, self._texts = filler.fill(splits)
         self._splits = splits
 
     def _split(self, name: str) -> Split:
@@ -139,7 +139,8 @@ class PairDataModule(L.LightningDataModule):
     def _encode(self, texts: list[str]) -> TextStates:
         with torch.no_grad():
             encoded = self._encode_text(texts)
-        return TextStates(_normal(encoded.states), _normal(encoded.mask))
+        states = TextStates(_normal(encoded.states), _normal(encoded.mask))
+        return states if self._device is None else states.to(self._device)
 
     def _encode_images(self, pixels: Tensor, ids: list[str]) -> Tensor:
         """(B, 3, H, W) uint8 to latents (B, Z, 1, h, w) float32."""

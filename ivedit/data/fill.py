@@ -31,7 +31,8 @@ from ivedit.errors import IveditError
 
 __all__ = ["Filler", "Split"]
 
-_CHUNK_PIXELS = 2**21  # pixels of the sources read and encoded at once; the targets are as many
+# Pixels of the sources read and encoded at once; the targets are as many. Few on a CPU, so that the progress bar moves.
+_CHUNK_PIXELS = {"cpu": 2**18, "cuda": 2**21}
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Filler:
         encode_texts: n texts to (n, L, D) states.
         encode_images: (B, 3, H, W) uint8 and the pairs' names to latents.
         length, width: L and D.
+        device: Where `encode_images` works and where batches will be.
         rank, world: Of this process.
     """
 
@@ -73,6 +75,7 @@ class Filler:
         *,
         length: int,
         width: int,
+        device: torch.device,
         rank: int,
         world: int,
     ) -> None:
@@ -81,13 +84,14 @@ class Filler:
         self.encode_texts = encode_texts
         self.encode_images = encode_images
         self.length, self.width = length, width
+        self.device = device
         self.rank, self.world = rank, world
 
-    def fill(self, splits: dict[str, Split], device: torch.device) -> tuple[LatentStore, dict[str, TextStore]]:
+    def fill(self, splits: dict[str, Split]) -> tuple[LatentStore, dict[str, TextStore]]:
         """Fill the stores for all splits, and set each split's `usable` and `rows`.
 
         Returns:
-            The latents of all splits, and the texts of each; both give batches on `device`.
+            The latents of all splits, and the texts of each.
 
         Raises:
             IveditError: too many pairs are unusable, or the cache cannot be written.
@@ -96,14 +100,14 @@ class Filler:
         texts: dict[str, TextStore] = {}
         rows: list[str] = []
         for name, split in splits.items():
-            texts[name] = self._texts(name, split, new_texts(), device)
+            texts[name] = self._texts(name, split, new_texts())
             keys = self._latents(name, split, latents)
             split.rows = np.full((2, len(split.reader)), -1, dtype=np.int64)
             for mirror, pair_keys in enumerate(keys):
                 for index in np.flatnonzero(split.usable == np.arange(len(split.usable))):
                     split.rows[mirror, index] = len(rows)
                     rows += [_source(pair_keys[index]), _target(pair_keys[index])]
-        latents.finish(rows, device)
+        latents.finish(rows, self.device)
         return latents, texts
 
     def _stores(self) -> tuple[LatentStore, Callable[[], TextStore]]:
@@ -112,7 +116,7 @@ class Filler:
         folder = Path(self.cfg.data.cache_dir) / entry_key(self.fingerprint)[:16]
         return DiskLatents(Shards(folder / "latents")), lambda: DiskTexts(Shards(folder / "texts"))
 
-    def _texts(self, name: str, split: Split, store: TextStore, device: torch.device) -> TextStore:
+    def _texts(self, name: str, split: Split, store: TextStore) -> TextStore:
         unique = split.words.unique
         keys = [entry_key("text", self.fingerprint, str(self.length), text) for text in unique]
         missing = sum(key not in store for key in keys)
@@ -120,7 +124,7 @@ class Filler:
             encode_missing_texts(
                 store, unique, keys, self.encode_texts, self.length * self.width, progress.advance
             )
-        store.finish(keys, self.length, device)
+        store.finish(keys, self.length, self.device)
         return store
 
     def _latents(self, name: str, split: Split, store: LatentStore) -> list[list[str]]:
@@ -149,7 +153,8 @@ class Filler:
     def _encode_pairs(
         self, name: str, split: Split, store: LatentStore, keys: list[list[str]], indices: list[int]
     ) -> None:
-        step = max(4, _CHUNK_PIXELS // (self.cfg.data.height * self.cfg.data.width))
+        at_once = _CHUNK_PIXELS.get(self.device.type, _CHUNK_PIXELS["cpu"])
+        step = max(4, at_once // (self.cfg.data.height * self.cfg.data.width))
         chunks = [indices[i : i + step] for i in range(0, len(indices), step)]
         with Progress(f"encoding {name} pairs", len(indices), show=self.rank == 0) as progress:
             for batch, chunk in zip(

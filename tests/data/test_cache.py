@@ -145,7 +145,7 @@ class Crash(Exception):
 
 
 def test_filling_goes_on_after_a_crash(cached, config, monkeypatch):
-    monkeypatch.setattr("ivedit.data.fill._CHUNK_PIXELS", 64 * 64 * 4)
+    monkeypatch.setattr("ivedit.data.fill._CHUNK_PIXELS", {"cpu": 64 * 64 * 4})
     monkeypatch.setattr("ivedit.data.cache._SHARD_BYTES", 1)
 
     class Dying(ToyEncoders):

@@ -206,6 +206,20 @@ def test_a_run_stops_above_the_share_of_broken_pairs(photos, cache):
         list(module.train_dataloader())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache", ["memory", "disk", "none"])
+def test_batches_are_made_on_the_gpu(tmp_path, cache):
+    cfg = _busy(cache=cache, cache_dir=str(tmp_path))
+    for batch, on_cpu in zip(
+        _module(cfg, device="cuda").train_dataloader(), _module(_busy()).train_dataloader(), strict=True
+    ):
+        assert batch["ids"] == on_cpu["ids"]
+        assert {batch[name].device.type for name in ("source", "target", "text_gate", "text_source")} == {"cuda"}
+        # The GPU may round a pixel in a tie to the other side: one step of 8 bits.
+        assert (batch["target"].cpu() - on_cpu["target"]).abs().max() < 1.1 / 255
+        assert torch.equal(batch["text_gate"].states.cpu(), on_cpu["text_gate"].states)
+
+
 class _Stripes(PairReader):
     """A reader from outside the package: float pixels of its own, one pair of which is unusable."""
 
