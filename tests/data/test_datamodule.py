@@ -1,3 +1,5 @@
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -146,6 +148,24 @@ def test_ranks_that_share_a_disk_cache_give_the_same_as_one(tmp_path):
     cfg = _busy(cache="disk", cache_dir=str(tmp_path))
     found = list(_module(cfg, rank=1, world=2).train_dataloader())
     assert all(_same(a, b) for a, b in zip(found, reference, strict=True))
+
+
+def _one_rank(rank: int, meeting: str, cache: str) -> tuple[int, int, list[str]]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    encoders = ToyEncoders()
+    module = _module(_busy(cache="disk", cache_dir=cache), encoders, rank=rank, world=2)
+    ids = _ids(module.train_dataloader())
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    return rank, encoders.images, ids
+
+
+def test_two_processes_encode_half_each_into_a_shared_cache(tmp_path):
+    work = [(rank, str(tmp_path / "meeting"), str(tmp_path / "cache")) for rank in range(2)]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        found = sorted(pool.starmap(_one_rank, work, chunksize=1))
+    assert [images for _, images, _ in found] == [2 * (24 + 24 + 6) // 2] * 2  # plain, mirrored (training only)
+    assert len(set(found[0][2] + found[1][2])) == 24
 
 
 def test_what_cannot_be_continued_is_refused_by_name():
