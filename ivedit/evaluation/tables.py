@@ -171,15 +171,17 @@ def _triage(results: Mapping[str, Any], name: str) -> str:
     skipped = [f"{label}: {values['skipped']}" for label, values in sets.items() if "skipped" in values]
     sets = {label: values for label, values in sets.items() if "skipped" not in values}
     groups = in_order(group for values in sets.values() for group in values["operations"])
-    lines = [["all", *(_both(values["all"]) for values in sets.values())]]
+    lines = [
+        ["clips or frames", *(str(values["n"]) for values in sets.values())],
+        ["all", *(_both(values["all"]) for values in sets.values())],
+    ]
     for group in groups:
         label = "(needs new motion)" if group == "needs_motion" else group
         lines.append([label, *(_both(values["operations"].get(group)) for values in sets.values())])
     head = ["operation", *sets]
-    counts = ", ".join(f"{label} {values['n']}" for label, values in sets.items())
     notes = [
-        f"Clips or single frames: {counts}. Ceiling: the true frame noised to that sigma, denoised by the frozen "
-        "backbone.\nOne step: the picture that the first look at pure noise (sigma 0.98) predicts.",
+        "Pairs: single frames. Ceiling: the true frame noised to that sigma, denoised by the frozen backbone.\n"
+        "One step: the picture that the first look at noise (sigma 0.98) predicts.",
         *(f"Not scored: {reason}." for reason in skipped),
     ]
     gap = found["image_minus_video"]["all"]

@@ -96,9 +96,7 @@ def test_the_ssim_map_equals_torchmetrics(shape):
     _, full = structural_similarity_index_measure(
         left.flatten(0, 1), right.flatten(0, 1), data_range=1.0, reduction="none", return_full_image=True
     )
-    torch.testing.assert_close(
-        ssim_map(left, right).flatten(0, 1), full.mean(dim=1, keepdim=True), atol=3e-5, rtol=0
-    )
+    torch.testing.assert_close(ssim_map(left, right).flatten(0, 1), full.mean(dim=1, keepdim=True), atol=3e-5, rtol=0)
 
 
 def test_ssim_agrees_with_scikit_image_inside_the_frame():
