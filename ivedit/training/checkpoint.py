@@ -86,6 +86,9 @@ class Checkpointer(StepCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         pl_module.strict_loading = False
+        if trainer.is_global_zero:
+            for left in (*self.folder.glob(f".{LAST}.*"), *self.folder.glob(".*.partial")):
+                left.unlink(missing_ok=True)  # what a killed process was writing
 
     def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         if step % self.every == 0 or step >= trainer.max_steps:

@@ -7,6 +7,7 @@ each, so the loss is the same too. Nothing in a step waits for the device; losse
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -124,9 +125,11 @@ class EditModule(L.LightningModule):
         self.export_to(folder / "editor.safetensors", step=self.trainer.global_step)
 
     def export_to(self, file: Path, *, step: int) -> None:
-        """Write the editor with what a reader of the file wants to know: run name, seed, step, where texts go."""
-        text = {name: str(getattr(self.cfg.text, name)) for name in ("target", "gate", "source")}
-        extra = {"run": str(self.cfg.name), "seed": int(self.cfg.seed), "step": step, "text": text}
+        """Write the editor together with the settings that whoever samples with it needs."""
+        cfg = self.cfg
+        config: dict[str, Any] = {name: _plain(getattr(cfg, name)) for name in ("backbone", "text", "flow", "sampling")}
+        config["data"] = {name: getattr(cfg.data, name) for name in ("reader", "height", "width")}
+        extra = {"run": cfg.name, "seed": cfg.seed, "step": step, "config": config}
         save_editor(file, self.editor, backbone=self.backbone, extra=extra)
 
     # ---- one step
@@ -333,6 +336,11 @@ class EditModule(L.LightningModule):
             torch.distributed.all_reduce(whole)
             bins.state = whole.cpu()
         return bins.pop()
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    """A section of the configuration, a dataclass or an OmegaConf node, as a dict."""
+    return dict(dataclasses.asdict(section) if dataclasses.is_dataclass(section) else section)  # type: ignore[arg-type]
 
 
 def _repeat(text: EditText, times: int) -> EditText:

@@ -211,7 +211,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             for words in ("in eval mode at the start", "does not have many workers", "is not resumable",
-                          "GPU available but not used", "overridden `transfer_batch_to_device`"):
+                          "GPU available but not used", "treespec, LeafSpec", "overridden `transfer_batch_to_device`"):
                 warnings.filterwarnings("ignore", f".*{words}.*")
             yield
     finally:

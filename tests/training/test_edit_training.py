@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import ivedit.training.run as run_module
 from ivedit.data.text import TextStates
-from ivedit.editor import build_editor
+from ivedit.editor import build_editor, read_editor_header
 from ivedit.errors import ConfigError, IveditError
 from ivedit.flow import training_draws
 from ivedit.training import EditModule, reached_step, read_checkpoint
@@ -81,7 +81,7 @@ def test_one_batch_can_be_learned_by_heart():
     batch = tiny_batch(backbone)
     optimizer = module.configure_optimizers()["optimizer"]
     losses = []
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         loss = loss_of(module, batch).mean()
         loss.backward()
@@ -280,6 +280,21 @@ def test_another_batch_size_cannot_continue_a_run(tmp_path):
         run_edit(tmp_path, edit_config(epochs=4, batch_size=2))
 
 
+def test_without_averaging_the_weights_themselves_are_exported(tmp_path):
+    outcome, editor, _ = run_edit(tmp_path, edit_config(epochs=1, ema=0.0))
+    exported = load_file(outcome.editor_file)
+    stored = read_checkpoint(tmp_path / "checkpoints" / LAST)["state_dict"]
+    for name, value in editor.state_dict().items():
+        assert torch.equal(value, exported[name]) and torch.equal(value, stored[f"editor.{name}"])
+
+
+def test_an_exported_editor_says_how_it_was_trained(tmp_path):
+    outcome, _, _ = run_edit(tmp_path, edit_config(epochs=1))
+    extra = read_editor_header(outcome.editor_file)["extra"]
+    assert extra["step"] == 6 and extra["config"]["text"]["target"] == "instruction"
+    assert extra["config"]["data"] == {"reader": "sprites", "height": 16, "width": 16}
+
+
 def test_no_steps_export_the_editor_as_it_is(tmp_path):
     outcome, _, _ = run_edit(tmp_path, edit_config(epochs=0))
     assert outcome.steps == 0 and outcome.editor_file.exists() and outcome.val_loss is None
@@ -330,28 +345,24 @@ def wait_for_step(folder, step, process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_process_saves_first(tmp_path, number):
+def test_an_interrupted_process_saves_first(tmp_path):
     process = start(tmp_path, 10_000, 1, 0.02)
     wait_for_step(tmp_path, 2, process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert f"stopped by {signal.Signals(number).name}" in out and "Traceback" not in err
+    assert "stopped by SIGINT" in out and "Traceback" not in err
     assert (tmp_path / "checkpoints/editor.safetensors").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_process_killed_at_random_moments_ends_with_the_same_weights(tmp_path, accumulate):
-    # 6 micro-batches an epoch and a checkpoint every 2 steps: kills fall everywhere.
-    epochs, steps = 4 * accumulate, 24
-    whole = start(tmp_path / "whole", epochs, accumulate, 0)
-    out, err = whole.communicate(timeout=300)
-    assert whole.returncode == 0, err
-    chance = random.Random(accumulate)
-    for _ in range(3):
-        process = start(tmp_path / "cut", epochs, accumulate, 0.03)
+def test_a_process_killed_at_random_moments_ends_with_the_same_weights(tmp_path):
+    # 3 steps an epoch and a checkpoint every 2: kills fall in the middle of epochs and of steps.
+    epochs, accumulate, steps = 8, 2, 24
+    run_edit(tmp_path / "whole", edit_config(epochs=epochs, accumulate=accumulate, checkpoint_every=2))
+    chance = random.Random(0)
+    for _ in range(2):
+        process = start(tmp_path / "cut", epochs, accumulate, 0.05)
         reached = reached_step(tmp_path / "cut/checkpoints")
         try:
             wait_for_step(tmp_path / "cut", min(reached + 2, steps - 2), process)
@@ -359,10 +370,9 @@ def test_a_process_killed_at_random_moments_ends_with_the_same_weights(tmp_path,
         finally:
             process.kill()
             process.communicate()
-    assert reached_step(tmp_path / "cut/checkpoints") < steps
-    last = start(tmp_path / "cut", epochs, accumulate, 0)
-    out, err = last.communicate(timeout=300)
-    assert last.returncode == 0, err
+    assert 2 <= reached_step(tmp_path / "cut/checkpoints") < steps
+    run_edit(tmp_path / "cut", edit_config(epochs=epochs, accumulate=accumulate, checkpoint_every=2))
+    assert sorted(p.name for p in (tmp_path / "cut/checkpoints").iterdir()) == ["editor.safetensors", LAST]
     a, b = (read_checkpoint(tmp_path / d / "checkpoints" / LAST) for d in ("whole", "cut"))
     for name in a["state_dict"]:
         assert torch.equal(a["state_dict"][name], b["state_dict"][name])
@@ -372,11 +382,13 @@ def test_a_process_killed_at_random_moments_ends_with_the_same_weights(tmp_path,
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
-    one = start(tmp_path / "one", 1, 2, 0)
-    assert one.wait(300) == 0, one.communicate()
+    run_edit(tmp_path / "one", edit_config(epochs=1, accumulate=2, checkpoint_every=2))
     two = start(tmp_path / "two", 1, 1, 0, devices=2)
-    assert two.wait(300) == 0, two.communicate()
+    _, err = two.communicate(timeout=300)
+    assert two.returncode == 0, err
     a, b = (read_checkpoint(tmp_path / d / "checkpoints" / LAST) for d in ("one", "two"))
     assert a["global_step"] == b["global_step"] == 3
     for name in a["state_dict"]:
         torch.testing.assert_close(a["state_dict"][name], b["state_dict"][name], rtol=1e-2, atol=1e-3)
+    losses = [c["callbacks"]["Validation"]["values"]["loss"] for c in (a, b)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)

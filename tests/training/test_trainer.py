@@ -1,7 +1,6 @@
 """The generic trainer: metrics, averaging, checkpoints, exact resume and orderly stops."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -156,30 +155,3 @@ def test_an_interrupted_process_saves_first(tmp_path, number):
     assert process.returncode == 0, err
     assert f"reason: stopped by {signal.Signals(number).name}" in out
     assert "Traceback" not in err
-
-
-@pytest.mark.slow
-def test_a_process_killed_at_random_moments_ends_with_the_same_weights(tmp_path):
-    steps, accumulate = 60, 2
-    process = start(tmp_path / "whole", steps, accumulate, 0)
-    assert process.wait(120) == 0
-    chance = random.Random(3)
-    kills = 0
-    for _ in range(6):
-        process = start(tmp_path / "cut", steps, accumulate, 0.01)
-        before = reached_step(tmp_path / "cut/checkpoints")
-        try:
-            wait_for_step(tmp_path / "cut", min(before + 3, steps), process)
-            time.sleep(chance.random() * 0.15)
-        finally:
-            process.kill()
-            process.communicate()
-        kills += 1
-        if (tmp_path / "cut/final.pt").exists():
-            break
-    process = start(tmp_path / "cut", steps, accumulate, 0)
-    assert process.wait(120) == 0, process.communicate()
-    whole = torch.load(tmp_path / "whole/final.pt", weights_only=True)
-    cut = torch.load(tmp_path / "cut/final.pt", weights_only=True)
-    assert kills >= 2
-    assert equal(whole["weights"], cut["weights"]) and equal(whole["average"], cut["average"])
