@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
 from ivedit.config.schema import Config
 from ivedit.data.progress import Progress
 from ivedit.errors import ConfigError
@@ -116,8 +114,8 @@ def _results(
             "kind": row.kind,
             "metrics": {name: estimate(name, v, resamples).as_dict() for name, v in found.values.items()},
             "groups": grouped(found.values, groups, resamples),
-            "per_frame": jsonable(np.nanmean(found.per_frame.double().numpy(), axis=0)),
-            "per_latent": jsonable(np.nanmean(found.per_latent.double().numpy(), axis=0)),
+            "per_frame": jsonable(found.per_frame.nanmean(dim=0)),
+            "per_latent": jsonable(found.per_latent.nanmean(dim=0)),
             "readback": SKIPPED
             if found.readback is None
             else {fact: estimate(fact, found.readback[:, i], resamples).as_dict() for i, fact in enumerate(FACTS)},

@@ -16,7 +16,7 @@ __all__ = ["HEADLINE", "differences", "estimate", "grouped", "in_order", "jsonab
 HEADLINE = ("success", "edited_psnr", "kept_psnr")
 """The metrics that are also given per operation and against the controls."""
 
-PAIRED_CONTROLS = ("source_copy", "frozen")
+PAIRED_CONTROLS = ("source_copy", "frozen", "vae_ceiling")
 
 
 def estimate(name: str, values: Any, resamples: int) -> Estimate:

@@ -27,6 +27,7 @@ def format_table(results: Mapping[str, Any]) -> str:
         _paired(results),
         _others(results),
         _operations(results),
+        _per_latent(results),
         _readback(results),
         *(_triage(results, name) for name in results.get("triage", {}).get("editors", {})),
         *(_gate(name, found) for name, found in results.get("gate", {}).items()),
@@ -135,6 +136,17 @@ def _operations(results: Mapping[str, Any]) -> str:
         lines.append([label, str(count), *(_both(row["groups"].get(group)) for row in rows.values())])
     head = ["operation", "clips", *rows]
     return "## Success and edited PSNR per operation\n\n" + _table(head, lines)
+
+
+def _per_latent(results: Mapping[str, Any]) -> str:
+    """Edited PSNR over a clip's latent frames: does an edit learned on images last?"""
+    rows = {name: row["per_latent"] for name, row in results["rows"].items() if name != "source_copy"}
+    count = max((len(values) for values in rows.values()), default=0)
+    if count < 2:
+        return ""
+    lines = [[name, *("-" if v is None else f"{v:.1f}" for v in values)] for name, values in rows.items()]
+    head = ["latent frame", *(str(index) for index in range(count))]
+    return "## Edited PSNR over time, dB\n\n" + _table(head, lines)
 
 
 def _both(found: Mapping[str, Any] | None) -> str:

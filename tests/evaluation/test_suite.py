@@ -90,7 +90,7 @@ def test_differences_are_paired_with_the_controls_that_are_there(done):
     found = results["paired"]["tiny"]["frozen"]["edited_psnr"]
     assert found["mean"] == pytest.approx(sum(a - b for a, b in zip(ours, control, strict=True)) / 9, abs=1e-5)
     assert found["low"] <= found["mean"] <= found["high"]
-    assert set(results["paired"]["frozen"]) == {"source_copy"}
+    assert set(results["paired"]["frozen"]) == {"source_copy", "vae_ceiling"}
 
 
 def test_the_suite_and_the_quick_scores_are_the_same_numbers_whatever_the_batch(done, backbone, editors):

@@ -78,7 +78,14 @@ def source_flow(pixels: Tensor) -> SourceFlow:
 @cache
 def _pool() -> ThreadPoolExecutor:
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ThreadPoolExecutor(max_workers=min(16, available), thread_name_prefix="flow")
+    return ThreadPoolExecutor(min(16, available), thread_name_prefix="flow", initializer=_one_thread_each)
+
+
+def _one_thread_each() -> None:
+    """Clips are what is parallel: threads of OpenCV's own inside each of them would only get in one another's way."""
+    import cv2
+
+    cv2.setNumThreads(1)
 
 
 def _clip_flow(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
