@@ -167,7 +167,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def describe_variant(config: Mapping[str, Any]) -> str:
-    """The edit module in a few words, e.g. ``predict_update, gate text``."""
-    editor = config.get("editor") or {}
-    return f"{editor.get('variant')}, gate {editor.get('gate')}"
+def standard_tags(run: RunFolder) -> dict[str, str]:
+    """Words to find and group a run by: experiment, task, seed, configuration hash, folder, git commit, variant."""
+    config = run.config()
+    tags = {name: str(config.get(key)) for name, key in (("experiment", "name"), ("task", "task"), ("seed", "seed"))}
+    tags |= {"config_hash": config_hash(config), "run_folder": str(run.path)}
+    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    if environment.get("git_commit"):
+        tags["git"] = environment["git_commit"] + (" with changes" if environment.get("git_changed") else "")
+    if config.get("task") == "edit":
+        editor = config.get("editor") or {}
+        tags["variant"] = f"{editor.get('variant')}, gate {editor.get('gate')}"
+    return tags

@@ -263,7 +263,8 @@ def _about(records: list[Mapping[str, Any]]) -> str:
         f"{limits['edited_db']:g} dB and kept region above {limits['kept_db']:g} dB over all frames. Brackets: 95% "
         f"interval over clips; {'training seeds' if len(seeds) > 1 else 'one training seed,'} "
         f"{', '.join(map(str, seeds))}. "
-        f"n/N: clips with a value for success. Training: median step time x steps, on {' and '.join(machines)}. "
+        f"n/N: clips with a value, where not all have one. Training: median step time x steps, on "
+        f"{' and '.join(machines)}. "
         f"Backbone {environment['backbone']} ({environment['backbone_fingerprint'][:12]}). {' to '.join(dates)}."
     )
 
@@ -293,7 +294,6 @@ def _numbers(row: Mapping[str, Any]) -> list[str]:
         found = {**row["metrics"][name]}
         if name == "success":
             found |= {key: None if found[key] is None else 100 * found[key] for key in ("mean", "low", "high")}
-        found["n"] = found["total"]  # n/N has a column of its own
         cells.append(Estimate(**found).text(0, "%") if name == "success" else Estimate(**found).text(1))
     counted = row["metrics"]["success"]
     return [*cells, f"{counted['n']}/{counted['total']}"]

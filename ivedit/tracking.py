@@ -28,12 +28,11 @@ from ivedit.errors import IveditError
 from ivedit.recording import (
     SilentTracker,
     Tracker,
-    config_hash,
-    describe_variant,
     flatten,
     read_images,
     read_record,
     relevant,
+    standard_tags,
 )
 from ivedit.runfolder import RunFolder, process_rank, redact, same_number
 from ivedit.tracking_uri import (
@@ -55,6 +54,10 @@ FLUSH_POINTS = 500
 RETRY_SECONDS = 60.0
 PARAM_CUT = 250
 _STATES = {"FINISHED": "FINISHED", "FAILED": "FAILED", "STOPPED": "KILLED"}
+_EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # the page opens on runs and charts, not on chat traces
+    "mlflow.note.content": "Runs of `python -m ivedit.run`: video editing learned from image pairs.",
+}
 _FILES = ("config.yaml", "environment.json", "results.json", "results.md", "log.txt")
 _FOLDERS = ("media", "tables", "artifacts")
 
@@ -180,21 +183,20 @@ class MlflowTracker(Tracker):
         if matches:
             self.client.update_run(matches[0].info.run_id, status="RUNNING")
             return str(matches[0].info.run_id)
+        facts = standard_tags(self.run)
         own = {
             "ivedit.id": status["id"],
-            "experiment": str(config.get("name")),
-            "task": str(config.get("task")),
-            "config_hash": config_hash(config),
-            "run_folder": str(self.run.path),
+            **facts,
             "mlflow.note.content": f"{config.get('summary') or ''}\n\nRun folder: `{self.run.path}`".strip(),
             "mlflow.source.name": "python -m ivedit.run",
             "mlflow.source.type": "LOCAL",
-            **_git_tags(self.run),
-            **({"variant": describe_variant(config)} if config.get("task") == "edit" else {}),
+            **({"mlflow.source.git.commit": facts["git"].split()[0]} if "git" in facts else {}),
             **tags,
         }
         started = _milliseconds(status["started"])
-        created = self.client.create_run(self.experiment_id, started, own, self.run.name)
+        # The folder's name without its date: MLflow's columns are narrow, and one of them is the date.
+        name = f"{config.get('name')}-{self.run.name.rsplit('-', 1)[-1]}"
+        created = self.client.create_run(self.experiment_id, started, own, name)
         return str(created.info.run_id)
 
     def _send_settings(self) -> None:
@@ -362,7 +364,7 @@ def _create_experiment(client: Any, experiment: str, place: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
     try:
-        return str(client.create_experiment(experiment, place))
+        return str(client.create_experiment(experiment, place, _EXPERIMENT_TAGS))
     except MlflowException:
         found = client.get_experiment_by_name(experiment)
         if found is None:
@@ -384,15 +386,6 @@ def _explain(uri: str) -> Iterator[None]:
 def _clean(name: str) -> str:
     """MLflow's alphabet for names."""
     return re.sub(r"[^\w./ :-]", "_", name, flags=re.ASCII)[:250]
-
-
-def _git_tags(run: RunFolder) -> dict[str, str]:
-    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
-    commit = environment.get("git_commit")
-    if not commit:
-        return {}
-    changed = " with changes" if environment.get("git_changed") else ""
-    return {"git": commit[:12] + changed, "mlflow.source.git.commit": commit}
 
 
 def _milliseconds(moment: str | None) -> int | None:

@@ -20,7 +20,9 @@ def row(kind, edited, n=24, seed=0):
     values = {"edited_psnr": edited + draw, "kept_psnr": 28 + draw, "success": (edited + draw > 16).astype(float)}
     return {
         "kind": kind,
-        "metrics": {k: (share_interval(v) if k == "success" else mean_interval(v)).as_dict() for k, v in values.items()},
+        "metrics": {
+            k: (share_interval(v) if k == "success" else mean_interval(v)).as_dict() for k, v in values.items()
+        },
         "groups": {},
         "readback": "skipped",
         "seconds_per_clip": 0.5,
@@ -164,7 +166,7 @@ def test_import_shows_a_run_in_mlflow_once_and_goes_on_after_a_bad_folder(make_r
         assert f"{good.path}: MLflow run" in captured.out and "is not a run folder" in captured.err
     client = MlflowClient(uri)
     (found,) = client.search_runs([client.get_experiment_by_name("ivedit").experiment_id])
-    assert found.info.status == "FINISHED" and found.info.run_name == good.name
+    assert found.info.status == "FINISHED" and found.info.run_name == f"trial-{good.name[-4:]}"
     assert len(client.get_metric_history(found.info.run_id, "train/loss")) == 20
 
 
