@@ -10,7 +10,6 @@ The ceiling: the true edited clip, noised to sigma 0.5 and denoised with its cap
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ivedit.pretrain.recipe import read_record, write_record
 
 __all__ = ["BARS", "main", "measure"]
 
@@ -46,8 +47,11 @@ def _read(pixels: Tensor, scenes: Any, reader: Any) -> dict[str, Any]:
         for row in scenes.present[:, slot].nonzero().flatten().tolist():
             there = bool(seen[row].float().mean() >= 0.5)
             hits[SHAPES[int(scenes.shape[row, slot])]].append(there)
-            twins = (scenes.present[row] & (scenes.shape[row] == scenes.shape[row, slot])
-                     & (scenes.colour[row] == scenes.colour[row, slot])).sum()
+            twins = (
+                scenes.present[row]
+                & (scenes.shape[row] == scenes.shape[row, slot])
+                & (scenes.colour[row] == scenes.colour[row, slot])
+            ).sum()
             if not there or scenes.speed[row, slot] == 0 or bounces[row, slot] or twins > 1:
                 continue
             times = seen[row].nonzero().flatten()
@@ -68,8 +72,16 @@ def _read(pixels: Tensor, scenes: Any, reader: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def measure(folder: str | Path, *, prompts: int = 256, clips: int = 243, seed: int = 77,
-            device: str = "cpu", batch: int = 64, strip: str | Path | None = None) -> dict[str, Any]:
+def measure(
+    folder: str | Path,
+    *,
+    prompts: int = 256,
+    clips: int = 243,
+    seed: int = 77,
+    device: str = "cpu",
+    batch: int = 64,
+    strip: str | Path | None = None,
+) -> dict[str, Any]:
     """Measure every bar of `BARS` on a pipeline folder; more detail stands beside the bars' values.
 
     Args:
@@ -80,6 +92,12 @@ def measure(folder: str | Path, *, prompts: int = 256, clips: int = 243, seed: i
         device: Where to run.
         batch: Clips at once.
         strip: Write a picture of some generated clips under their captions here.
+
+    Returns:
+        ``{bar: value}`` for every bar, PSNR in dB and shares in [0, 1], and details under other names.
+
+    Raises:
+        IveditError: The folder has no reader.
     """
     from diffusers import WanPipeline
 
@@ -106,7 +124,9 @@ def measure(folder: str | Path, *, prompts: int = 256, clips: int = 243, seed: i
     for start in range(0, len(texts), batch):
         part = texts[start : start + batch]
         noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
-        generated.append(pipeline(part, height=64, width=64, num_frames=FRAMES, output_type="pt", generator=noise).frames)
+        generated.append(
+            pipeline(part, height=64, width=64, num_frames=FRAMES, output_type="pt", generator=noise).frames
+        )
     video = torch.cat([torch.as_tensor(x, device=device) for x in generated])
     found = _read(video, scenes.to(device), reader)
     truth = _read(render(scenes.to(device)), scenes.to(device), reader)
@@ -115,8 +135,13 @@ def measure(folder: str | Path, *, prompts: int = 256, clips: int = 243, seed: i
     ceiling = {}
     for sigma in (0.5, 0.7):
         scores = ceiling_scores(
-            backbone, ClipSet("bars", edits.to(device), torch.arange(FRAMES, device=device), 64), sigma,
-            sampling=SamplingConfig(), batch_size=batch, edited_db=16.0, kept_db=20.0,
+            backbone,
+            ClipSet("bars", edits.to(device), torch.arange(FRAMES, device=device), 64),
+            sigma,
+            sampling=SamplingConfig(),
+            batch_size=batch,
+            edited_db=16.0,
+            kept_db=20.0,
         )
         ceiling[sigma] = {name: float(scores[name].nanmean()) for name in ("edited_psnr", "kept_psnr")}
     if strip is not None:
@@ -128,8 +153,9 @@ def measure(folder: str | Path, *, prompts: int = 256, clips: int = 243, seed: i
         **found,
         "ceiling_edited_psnr": ceiling[0.5]["edited_psnr"],
         "ceiling_edited_psnr_at_0.7": ceiling[0.7]["edited_psnr"],
-        "reader_on_true_clips": {name: truth[name] for name in
-                                 ("objects_present", "worst_shape_present", "directions_right")},
+        "reader_on_true_clips": {
+            name: truth[name] for name in ("objects_present", "worst_shape_present", "directions_right")
+        },
         "prompts": len(texts),
         "edits": clips,
         "seed": seed,
@@ -167,22 +193,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64, help="clips at once (default 64)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--strip", help="write a picture of generated clips here (PNG)")
-    parser.add_argument("--record", action="store_true", help="store the result in FOLDER/pretraining.json")
+    parser.add_argument(
+        "--record", action="store_true", help="store the result in FOLDER/pretraining.json (then write the card anew)"
+    )
     options = parser.parse_args(arguments)
-    result = measure(options.folder, prompts=options.prompts, clips=options.clips, seed=options.seed,
-                     device=options.device, batch=options.batch, strip=options.strip)
+    result = measure(
+        options.folder,
+        prompts=options.prompts,
+        clips=options.clips,
+        seed=options.seed,
+        device=options.device,
+        batch=options.batch,
+        strip=options.strip,
+    )
     missed = 0
     for name, (least, what) in BARS.items():
         reached = result[name] >= least
         missed += not reached
         print(f"{'reached' if reached else 'MISSED ':8}{result[name]:8.3f}  (bar {least:g})  {what}")
     print("reader on true clips: " + ", ".join(f"{k} {v:.3f}" for k, v in result["reader_on_true_clips"].items()))
-    print(f"by shape: {result['present_by_shape']}; ceiling at sigma 0.7: {result['ceiling_edited_psnr_at_0.7']:.2f} dB")
+    print(f"by shape: {result['present_by_shape']}")
+    print(f"ceiling at sigma 0.7: {result['ceiling_edited_psnr_at_0.7']:.2f} dB")
     if options.record:
-        file = Path(options.folder) / "pretraining.json"
-        record = json.loads(file.read_text()) if file.is_file() else {}
-        record["bars"] = result
-        file.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(options.folder, {**read_record(options.folder), "bars": result})
     return 1 if missed else 0
 
 

@@ -7,7 +7,9 @@ ten is dropped. A share of the draws lies at the ends of the noise range: the ed
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -72,8 +74,15 @@ def text_states(text_encoder: UMT5EncoderModel, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def caption_pools(vae: AutoencoderKLWan, text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, *,
-                  seed: int, scenes: int, frames_per_scene: int) -> tuple[LatentPool, LatentPool]:
+def caption_pools(
+    vae: AutoencoderKLWan,
+    text_encoder: UMT5EncoderModel,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    scenes: int,
+    frames_per_scene: int,
+) -> tuple[LatentPool, LatentPool]:
     """Encode ``scenes`` clips, and single frames of ``scenes * frames_per_scene`` other scenes.
 
     Returns:
@@ -81,7 +90,10 @@ def caption_pools(vae: AutoencoderKLWan, text_encoder: UMT5EncoderModel, tokeniz
     """
     device = next(vae.parameters()).device
     pools = []
-    for kind, count, offset, piece in (("frames", scenes * frames_per_scene, 50_000_000, 2048), ("clips", scenes, 0, 256)):
+    for kind, count, offset, piece in (
+        ("frames", scenes * frames_per_scene, 50_000_000, 2048),
+        ("clips", scenes, 0, 256),
+    ):
         latents, states = [], []
         for start in range(0, count, 8192):
             index = torch.arange(start, min(start + 8192, count)) + offset
@@ -100,11 +112,39 @@ def caption_pools(vae: AutoencoderKLWan, text_encoder: UMT5EncoderModel, tokeniz
 
 
 class DitModule(PretrainModule):
-    """Flow matching on two pools, ``frames`` (F = 1) and ``clips``."""
+    """Flow matching on two pools, ``frames`` (F = 1) and ``clips``, both on the training device.
 
-    def __init__(self, transformer: WanTransformer3DModel, text_encoder: UMT5EncoderModel, frames: LatentPool,
-                 clips: LatentPool, *, shift: float, frame_share: float, frame_batch: int, clip_batch: int,
-                 edge_share: float, dropout: float = 0.1, compiled: bool = False, **settings) -> None:
+    Args:
+        transformer: What is trained.
+        text_encoder: Frozen; only the state of the empty text is made with it here.
+        frames: Pool of single frames.
+        clips: Pool of clips.
+        shift: Flow shift of sigma.
+        frame_share: Share of steps on single frames, evenly spread.
+        frame_batch: Frames in such a step.
+        clip_batch: Clips in the others.
+        edge_share: Share of draws near the ends of the noise range, see `sigmas`.
+        dropout: Share of captions replaced by the empty text.
+        compiled: Compile the blocks.
+        settings: See `PretrainModule`.
+    """
+
+    def __init__(
+        self,
+        transformer: WanTransformer3DModel,
+        text_encoder: UMT5EncoderModel,
+        frames: LatentPool,
+        clips: LatentPool,
+        *,
+        shift: float,
+        frame_share: float,
+        frame_batch: int,
+        clip_batch: int,
+        edge_share: float,
+        dropout: float = 0.1,
+        compiled: bool = False,
+        **settings: Any,
+    ) -> None:
         super().__init__(transformer, **settings)
         device = next(text_encoder.parameters()).device
         end_mark = torch.zeros(1, clips.states.shape[1], dtype=torch.long, device=device)
@@ -127,18 +167,21 @@ class DitModule(PretrainModule):
         return torch.where((edge >= self.edge_share * 0.6) & (edge < self.edge_share), 1 - near, sigma)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        period = max(2, round(1 / max(1 - self.frame_share, 1e-3)))
-        clip_step = step % period == period - 1
+        clip_share = 1 - self.frame_share
+        clips_before = math.floor(step * clip_share)
+        clip_step = math.floor((step + 1) * clip_share) > clips_before
         pool, count = (self.clips, self.clip_batch) if clip_step else (self.frames, self.frame_batch)
-        length = _LONG_TEXT if (step // period) % 4 == 0 else pool.states.shape[1]
+        turn = clips_before if clip_step else step - clips_before  # which step of its kind this is
+        length = _LONG_TEXT if turn % 4 == 0 else pool.states.shape[1]
         generator = self.generator(step)
         device = pool.latents.device
         rows = torch.randint(len(pool), (count,), generator=generator).to(device)
         dropped = (torch.rand(count, generator=generator) < self.dropout).to(device)
         sigma = self.sigmas(count, generator).to(device)
         x0 = pool.latents[rows].float()
-        noise = torch.randn(x0.shape, device=device,
-                            generator=torch.Generator(device).manual_seed(generator.initial_seed()))
+        noise = torch.randn(
+            x0.shape, device=device, generator=torch.Generator(device).manual_seed(generator.initial_seed())
+        )
         states = torch.where(dropped[:, None, None], self.empty.to(device), pool.states[rows])
         states = torch.nn.functional.pad(states, (0, 0, 0, length - states.shape[1])).float()
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -7,6 +7,8 @@ nothing to do but count.
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning as L
@@ -16,20 +18,39 @@ from torch import Tensor, nn
 __all__ = ["PretrainModule"]
 
 
-class PretrainModule(L.LightningModule):
-    """Trains ``model`` by :meth:`loss`; linear warm-up, then cosine decay to 2% of ``lr`` at ``steps``."""
+class PretrainModule(L.LightningModule, ABC):
+    """Trains ``model`` by `loss` with AdamW: linear warm-up, then cosine decay to 2% of ``lr``.
 
-    def __init__(self, model: nn.Module, *, steps: int, lr: float, seed: int, warmup: int = 200,
-                 weight_decay: float = 0.01, beta2: float = 0.99) -> None:
+    Args:
+        model: What is trained.
+        steps: Optimiser steps of the whole run; the decay ends there.
+        lr: Peak learning rate.
+        seed: Of the draws of every step.
+        warmup: Steps of linear warm-up.
+        weight_decay: For weights of two dimensions and more; biases, norms and tables of one have none.
+        beta2: Of AdamW; beta1 is 0.9.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        steps: int,
+        lr: float,
+        seed: int,
+        warmup: int = 200,
+        weight_decay: float = 0.01,
+        beta2: float = 0.99,
+    ) -> None:
         super().__init__()
         self.model = model
         self.steps, self.lr, self.seed, self.warmup = steps, lr, seed, warmup
         self.weight_decay, self.beta2 = weight_decay, beta2
         self.metrics: dict[str, Tensor] = {}
 
+    @abstractmethod
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one step, and values to log."""
-        raise NotImplementedError(f"{type(self).__name__} does not define its loss")
+        """Loss of one step (a scalar), and detached scalars to log; draws come from `generator`."""
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """What the optimiser and the moving average see."""
@@ -44,7 +65,7 @@ class PretrainModule(L.LightningModule):
         self.metrics["loss"] = loss.detach()
         return loss
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         parameters = self.trained_parameters()
         decayed = [p for p in parameters if p.ndim > 1]
         rest = [p for p in parameters if p.ndim <= 1]
@@ -56,12 +77,10 @@ class PretrainModule(L.LightningModule):
         )
 
         def factor(step: int) -> float:
-            from math import cos, pi
-
             if step < self.warmup:
                 return (step + 1) / self.warmup
             done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
-            return 0.02 + 0.98 * 0.5 * (1 + cos(pi * done))
+            return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +29,13 @@ def frame_labels(scenes: SceneBatch, frames: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ReaderModule(PretrainModule):
-    """Trains a reader on random frames of ``scenes``, shown without a style."""
+    """Trains a reader on random frames of ``scenes`` (on the training device), shown without a style.
 
-    def __init__(self, reader: SpriteReader, scenes: SceneBatch, *, batch: int = 256, **settings) -> None:
+    Pixels are blended with their 3 x 3 mean and given noise of up to 0.08, because the reader looks at generated and
+    decoded pictures.
+    """
+
+    def __init__(self, reader: SpriteReader, scenes: SceneBatch, *, batch: int = 256, **settings: Any) -> None:
         super().__init__(reader, **settings)
         self.scenes = replace(scenes, style=torch.zeros_like(scenes.style))
         self.batch = batch
@@ -53,4 +58,3 @@ class ReaderModule(PretrainModule):
         object_cells = shape != len(SHAPES)
         right = (shape_logits.argmax(1) == shape) & (colour_logits.argmax(1) == colour)
         return loss, {"cell_accuracy": (right & object_cells).sum() / object_cells.sum().clamp(min=1)}
-

@@ -8,6 +8,7 @@ writes its part into ``pretrain.folder`` and adds its record to ``pretraining.js
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,39 +20,71 @@ from torch import Tensor
 from ivedit.config.schema import Config
 from ivedit.errors import IveditError
 from ivedit.pretrain.module import PretrainModule
+from ivedit.pretrain.recipe import add_piece
 
-__all__ = ["TASKS", "clip_pool"]
+__all__ = ["TASKS", "clip_pool", "process_device"]
 
 #: Trains a module for ``cfg.train.max_steps`` steps and leaves the weights to keep (the moving average, where there is
-#: one) in it; returns what to put on record.
-Fit = Callable[[PretrainModule], dict[str, Any]]
+#: one) in it; returns what to put on record, or None in every process but the first, which has nothing to write.
+Fit = Callable[[PretrainModule], dict[str, Any] | None]
+
+#: Scenes drawn at once: bounds the memory that drawing layouts takes.
+_DRAWN = 8192
 
 
-def _device(cfg: Config) -> torch.device:
-    use_cuda = cfg.train.accelerator == "cuda" or (cfg.train.accelerator == "auto" and torch.cuda.is_available())
-    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+def process_device(cfg: Config) -> torch.device:
+    """The device of this process, as Lightning will choose it: the GPU of its local rank, or the CPU.
+
+    Raises:
+        IveditError: A GPU is asked for and there is none.
+    """
+    there = torch.cuda.is_available()
+    if cfg.train.accelerator == "cuda" and not there:
+        raise IveditError("train.accelerator=cuda, but torch finds no GPU; set train.accelerator=cpu")
+    if cfg.train.accelerator == "cpu" or not there:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _settings(cfg: Config) -> dict[str, Any]:
-    if cfg.train.max_steps is None:
-        raise IveditError("train.max_steps is null: pretraining counts steps, not epochs; set it (see experiments/)")
-    return {"steps": cfg.train.max_steps, "lr": cfg.train.lr, "seed": cfg.seed, "warmup": cfg.train.warmup_steps,
-            "weight_decay": cfg.train.weight_decay, "beta2": cfg.train.beta2}
+    return {
+        "steps": cfg.train.max_steps,
+        "lr": cfg.train.lr,
+        "seed": cfg.seed,
+        "warmup": cfg.train.warmup_steps,
+        "weight_decay": cfg.train.weight_decay,
+        "beta2": cfg.train.beta2,
+    }
 
 
-def _record(folder: Path, cfg: Config, what: dict[str, Any], started: float) -> None:
-    """Add to ``pretraining.json`` what a task did; the model card is written from it."""
-    file = folder / "pretraining.json"
-    record = json.loads(file.read_text()) if file.is_file() else {}
-    device = _device(cfg)
-    pieces = record.get(cfg.task, []) if cfg.pretrain.warm_start else []
-    pieces.append({
-        "steps": cfg.train.max_steps, "seed": cfg.seed, "seconds": round(time.time() - started, 1),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "torch": torch.__version__,
+def _record(cfg: Config, what: dict[str, Any], started: float) -> None:
+    device = process_device(cfg)
+    piece = {
+        "seed": cfg.seed,
+        "seconds": round(time.time() - started, 1),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
         **what,
-    })
-    record[cfg.task] = pieces
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    }
+    add_piece(cfg.pretrain.folder, cfg, piece)
+
+
+def _starting_weights(cfg: Config, part: str) -> Path:
+    folder = Path(cfg.pretrain.folder) / part
+    if not folder.is_dir():
+        raise IveditError(
+            f"pretrain.warm_start=true, but {cfg.pretrain.folder} has no {part} to start from; "
+            "set pretrain.warm_start=false, or pretrain.folder to a folder that has one"
+        )
+    return folder
+
+
+def _starts_anew(cfg: Config) -> None:
+    if cfg.pretrain.warm_start:
+        raise IveditError(
+            f"pretrain.warm_start=true, but {cfg.task} always starts anew (it takes a minute or two); only "
+            "pretrain_vae and pretrain_dit can start from the weights in the folder"
+        )
 
 
 def clip_pool(seed: int, count: int, device: torch.device, chunk: int = 256) -> Tensor:
@@ -59,8 +92,9 @@ def clip_pool(seed: int, count: int, device: torch.device, chunk: int = 256) -> 
     from ivedit.sprites import render, sample_scenes
 
     parts = []
-    for start in range(0, count, 8192):
-        scenes = sample_scenes(seed, torch.arange(start, min(start + 8192, count), device=device), "pretrain")
+    for start in range(0, count, _DRAWN):
+        index = torch.arange(start, min(start + _DRAWN, count), device=device)
+        scenes = sample_scenes(seed, index, "pretrain")
         for row in range(0, len(scenes), chunk):
             parts.append((render(scenes[row : row + chunk]) * 255).round().to(torch.uint8))
     return torch.cat(parts)
@@ -77,12 +111,13 @@ def train_text(cfg: Config, fit: Fit) -> None:
     )
     from ivedit.sprites import all_words, captions, sample_pairs, sample_scenes
 
+    _starts_anew(cfg)
     started, folder = time.time(), Path(cfg.pretrain.folder)
     tokenizer = build_tokenizer(all_words())
     count = cfg.pretrain.scenes
     texts = [""]
-    for start in range(0, count, 8192):
-        index = torch.arange(start, min(start + 8192, count))
+    for start in range(0, count, _DRAWN):
+        index = torch.arange(start, min(start + _DRAWN, count))
         texts += captions(sample_scenes(cfg.seed, index, "pretrain"), cfg.seed, index)
         for split in ("train", "test_phrasing"):
             texts += sample_pairs(cfg.seed, index[::2] + 10_000_000, split).instruction
@@ -90,10 +125,12 @@ def train_text(cfg: Config, fit: Fit) -> None:
     encoder = build_text_encoder(len(tokenizer))
     module = TextEncoderModule(encoder, tokenize(tokenizer, texts), **_settings(cfg))
     what = fit(module)
+    if what is None:
+        return
     encoder.half().save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "ivedit.json").write_text(json.dumps({"text_length": TEXT_LENGTH}) + "\n")
-    _record(folder, cfg, {"texts": len(texts), **what}, started)
+    _record(cfg, {"texts": len(texts), **what}, started)
 
 
 def train_reader(cfg: Config, fit: Fit) -> None:
@@ -104,18 +141,20 @@ def train_reader(cfg: Config, fit: Fit) -> None:
     from ivedit.sprites import SceneBatch, sample_scenes
     from ivedit.sprites.reader import SpriteReader
 
-    started, folder = time.time(), Path(cfg.pretrain.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    _starts_anew(cfg)
+    started, folder, device = time.time(), Path(cfg.pretrain.folder), process_device(cfg)
     torch.manual_seed(cfg.seed)
     reader = SpriteReader()
-    parts = [
-        sample_scenes(cfg.seed, torch.arange(start, min(start + 8192, cfg.pretrain.scenes), device=_device(cfg)), "pretrain")
-        for start in range(0, cfg.pretrain.scenes, 8192)
-    ]
+    parts = []
+    for start in range(0, cfg.pretrain.scenes, _DRAWN):
+        index = torch.arange(start, min(start + _DRAWN, cfg.pretrain.scenes), device=device)
+        parts.append(sample_scenes(cfg.seed, index, "pretrain"))
     what = fit(ReaderModule(reader, SceneBatch.cat(parts), batch=cfg.train.batch_size, **_settings(cfg)))
+    if what is None:
+        return
     state = {name: value.detach().cpu().half().contiguous() for name, value in reader.state_dict().items()}
     save_file(state, folder / "reader.safetensors")
-    _record(folder, cfg, what, started)
+    _record(cfg, what, started)
 
 
 def train_vae(cfg: Config, fit: Fit) -> None:
@@ -125,39 +164,49 @@ def train_vae(cfg: Config, fit: Fit) -> None:
     from ivedit.pretrain.vae import VaeModule, latent_statistics, reconstruction_psnr
     from ivedit.pretrain.whole_clip import build_vae, inflate
 
-    started, folder, p = time.time(), Path(cfg.pretrain.folder), cfg.pretrain
-    device = _device(cfg)
+    started, p, device = time.time(), cfg.pretrain, process_device(cfg)
     if p.warm_start:
-        vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+        vae = AutoencoderKLWan.from_pretrained(_starting_weights(cfg, "vae"), torch_dtype=torch.float32)
     else:
         torch.manual_seed(cfg.seed)
         vae = build_vae(p.base_dim)
         inflate(vae)
     module = VaeModule(
-        vae, clip_pool(cfg.seed, p.scenes, device), image_steps=p.image_steps, image_batch=p.frame_batch,
-        clip_batch=p.clip_batch, kl_weight=p.kl_weight, code_weight=p.code_weight, compiled=p.compile, **_settings(cfg),
+        vae,
+        clip_pool(cfg.seed, p.scenes, device),
+        image_steps=p.image_steps,
+        image_batch=p.frame_batch,
+        clip_batch=p.clip_batch,
+        kl_weight=p.kl_weight,
+        code_weight=p.code_weight,
+        compiled=p.compile,
+        **_settings(cfg),
     )
     what = fit(module)
+    if what is None:
+        return
     vae.to(device).eval()
     mean, std = latent_statistics(vae, module.clips[:2048])
     vae.register_to_config(latents_mean=mean, latents_std=std)
-    held_out = clip_pool(cfg.seed + 1, 512, device)
-    psnr = reconstruction_psnr(vae, held_out)
-    what |= {"psnr": psnr.mean().item(), "worst_frame_psnr": psnr.mean(0).min().item(),
-             "psnr_by_frame": [round(v, 2) for v in psnr.mean(0).tolist()]}
-    vae.half().save_pretrained(folder / "vae")
-    _record(folder, cfg, what, started)
+    psnr = reconstruction_psnr(vae, clip_pool(cfg.seed + 1, 512, device))
+    what |= {
+        "psnr": psnr.mean().item(),
+        "worst_frame_psnr": psnr.mean(0).min().item(),
+        "psnr_by_frame": [round(v, 2) for v in psnr.mean(0).tolist()],
+    }
+    vae.half().save_pretrained(Path(p.folder) / "vae")
+    _record(cfg, what, started)
 
 
 def train_dit(cfg: Config, fit: Fit) -> None:
     """The text-to-video DiT; completes the pipeline folder."""
-    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from transformers import AutoTokenizer, UMT5EncoderModel
 
     from ivedit.pretrain.dit import DitModule, build_dit, caption_pools
 
     started, folder, p = time.time(), Path(cfg.pretrain.folder), cfg.pretrain
-    device = _device(cfg)
+    device = process_device(cfg)
     for part, task in (("text_encoder", "pretrain_text"), ("vae", "pretrain_vae")):
         if not (folder / part).is_dir():
             raise IveditError(f"{folder} has no {part}: run experiment={task} pretrain.folder={folder} first")
@@ -165,26 +214,59 @@ def train_dit(cfg: Config, fit: Fit) -> None:
     text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).to(device)
     vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(device)
     if p.warm_start:
-        transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        weights = _starting_weights(cfg, "transformer")
+        transformer = WanTransformer3DModel.from_pretrained(weights, torch_dtype=torch.float32)
     else:
         torch.manual_seed(cfg.seed)
-        transformer = build_dit(layers=p.layers, heads=p.heads, ffn=p.ffn, latent_channels=vae.config.z_dim,
-                                text_dim=text_encoder.config.d_model)
-    frames, clips = caption_pools(vae, text_encoder, tokenizer, seed=cfg.seed, scenes=p.scenes, frames_per_scene=p.frames_per_scene)
+        transformer = build_dit(
+            layers=p.layers,
+            heads=p.heads,
+            ffn=p.ffn,
+            latent_channels=vae.config.z_dim,
+            text_dim=text_encoder.config.d_model,
+        )
+    frames, clips = caption_pools(
+        vae, text_encoder, tokenizer, seed=cfg.seed, scenes=p.scenes, frames_per_scene=p.frames_per_scene
+    )
     module = DitModule(
-        transformer, text_encoder, frames, clips, shift=p.shift, frame_share=p.frame_share, frame_batch=p.frame_batch,
-        clip_batch=p.clip_batch, edge_share=p.edge_share, compiled=p.compile, **_settings(cfg),
+        transformer,
+        text_encoder,
+        frames,
+        clips,
+        shift=p.shift,
+        frame_share=p.frame_share,
+        frame_batch=p.frame_batch,
+        clip_batch=p.clip_batch,
+        edge_share=p.edge_share,
+        compiled=p.compile,
+        **_settings(cfg),
     )
     what = fit(module)
+    if what is None:
+        return
     transformer.half().save_pretrained(folder / "transformer", max_shard_size="14MB")
-    FlowMatchEulerDiscreteScheduler(shift=p.shift).save_pretrained(folder / "scheduler")
-    parts = {"text_encoder": ["transformers", "UMT5EncoderModel"], "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-             "transformer": ["diffusers", "WanTransformer3DModel"], "vae": ["diffusers", "AutoencoderKLWan"],
-             "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
-    index = {"_class_name": "WanPipeline", "_diffusers_version": "0.37.0", "boundary_ratio": None,
-             "expand_timesteps": False, **parts, "transformer_2": [None, None]}
+    _complete(folder, p.shift)
+    _record(cfg, what, started)
+
+
+def _complete(folder: Path, shift: float) -> None:
+    """Write what makes the parts one pipeline: the scheduler and diffusers' index of the folder."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    FlowMatchEulerDiscreteScheduler(shift=shift).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "WanPipeline",
+        "_diffusers_version": "0.37.0",  # the least that loads it
+        "boundary_ratio": None,
+        "expand_timesteps": False,
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "transformer_2": [None, None],
+    }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    _record(folder, cfg, what, started)
 
 
 TASKS: dict[str, Callable[[Config, Fit], None]] = {

@@ -8,6 +8,7 @@ scene, the unmasked ones make it keep every word, and the neighbours bind a colo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +32,7 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     vocabulary = {word: i for i, word in enumerate([*specials, *sorted(set(words))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -77,7 +76,7 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: i
 class TextEncoderModule(PretrainModule):
     """Trains the text encoder; ``texts``: (M, L) int16 token ids of captions and instructions."""
 
-    def __init__(self, encoder: UMT5EncoderModel, texts: Tensor, **settings) -> None:
+    def __init__(self, encoder: UMT5EncoderModel, texts: Tensor, **settings: Any) -> None:
         super().__init__(encoder, **settings)
         self.texts = texts
         width, vocabulary = encoder.config.d_model, encoder.config.vocab_size

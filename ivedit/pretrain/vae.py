@@ -4,14 +4,20 @@ The VAE starts inflated from an image VAE (`whole_clip.inflate`), learns images 
 and then clips. The loss is the root of the mean squared error of every (clip, latent frame), so that a faint small
 object in a plain scene weighs as much as a busy scene, with a small L1 and a KL term. ``code_weight`` keeps each latent
 frame near the image code of its last frame.
+
+The noise that the latents are sampled with comes from torch's global generator (its state is in the checkpoints); the
+other draws are functions of (seed, step, rank).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from torch import Tensor
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample
+from torch import Tensor, nn
 
 from ivedit.pretrain.module import PretrainModule
 from ivedit.pretrain.whole_clip import decode_clip, encode_clip
@@ -20,16 +26,46 @@ __all__ = ["VaeModule", "latent_statistics", "reconstruction_psnr"]
 
 
 class VaeModule(PretrainModule):
-    """Trains a VAE on ``clips``: (M, T, 3, H, W) uint8 on the training device."""
+    """Trains a VAE on ``clips``: (M, T, 3, H, W) uint8 on the training device.
 
-    def __init__(self, vae: AutoencoderKLWan, clips: Tensor, *, image_steps: int, image_batch: int, clip_batch: int,
-                 kl_weight: float, code_weight: float, compiled: bool = False, **settings) -> None:
+    Args:
+        vae: From `build_vae`, inflated, or trained before.
+        clips: The pool.
+        image_steps: The first steps are on single frames, the others on clips.
+        image_batch: Frames in a step of the first kind.
+        clip_batch: Clips in a step of the second kind.
+        kl_weight: Of the divergence from a standard normal distribution, per latent value.
+        code_weight: Of the squared distance between a later latent frame and the image code of the last of its four
+            frames, relative to the mean square of such codes; 0: off.
+        compiled: Compile the forward passes.
+        settings: See `PretrainModule`.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKLWan,
+        clips: Tensor,
+        *,
+        image_steps: int,
+        image_batch: int,
+        clip_batch: int,
+        kl_weight: float,
+        code_weight: float,
+        compiled: bool = False,
+        **settings: Any,
+    ) -> None:
         super().__init__(vae, **settings)
         self.clips = clips
+        self.z_dim = int(vae.config.z_dim)
         self.image_steps, self.image_batch, self.clip_batch = image_steps, image_batch, clip_batch
         self.kl_weight, self.code_weight = kl_weight, code_weight
         self._forward = torch.compile(self._reconstruct, dynamic=False) if compiled else self._reconstruct
         self._image_codes = torch.compile(self._codes, dynamic=False) if compiled else self._codes
+        resamplers = (module for module in vae.modules() if isinstance(module, WanResample))
+        self._temporal = [
+            p for layer in resamplers if hasattr(layer, "time_conv") for p in layer.time_conv.parameters()
+        ]
+        self._idle: list[nn.Parameter] = []
 
     def _reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, log_var = encode_clip(self.model, x)
@@ -54,9 +90,7 @@ class VaeModule(PretrainModule):
             x = self.clips[rows]
         x = x.transpose(1, 2).float() / 127.5 - 1
         latent_frames = 1 + (x.shape[2] - 1) // 4
-        noise = torch.randn(
-            count, self.model.config.z_dim, latent_frames, x.shape[3] // 8, x.shape[4] // 8, device=x.device
-        )
+        noise = torch.randn(count, self.z_dim, latent_frames, x.shape[3] // 8, x.shape[4] // 8, device=x.device)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
             y, mean, log_var = self._forward(x, noise)
         squared = (y - x).square().mean(dim=(1, 3, 4))  # (B, T)
@@ -72,6 +106,17 @@ class VaeModule(PretrainModule):
             loss = loss + self.code_weight * gap
             metrics["code_gap"] = gap.detach()
         return loss, metrics
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        images = int(batch) < self.image_steps
+        self._idle = self._temporal if images and self.trainer.world_size > 1 else []
+        # Several processes wait for the gradient of every weight, and single images never reach these.
+        return loss + sum(0 * p.sum() for p in self._idle)
+
+    def on_after_backward(self) -> None:
+        for parameter in self._idle:
+            parameter.grad = None  # as with one process: AdamW leaves a weight without gradient alone
 
 
 @torch.no_grad()
