@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ivedit.runfolder import RunFolder, redact, write_json_atomic
 
@@ -25,6 +25,15 @@ hash."""
 
 _ONLY_EDIT = ("backbone", "editor", "text", "flow", "sampling", "evaluation", "init_from")
 """Sections that mean nothing to the pretraining tasks."""
+
+_ALWAYS = ("seed", "editor.variant", "editor.gate", "data.pairs", "train.epochs", "train.batch_size", "train.lr")
+_NEVER = (
+    "train.log_every", "train.validate_every", "train.checkpoint_every", "train.max_minutes", "train.accelerator",
+    "train.threads", "train.capture", "data.workers", "data.cache", "data.cache_dir", "data.validation_pairs",
+    "evaluation.batch_size", "evaluation.triage", "evaluation.triage_pairs", "evaluation.strips",
+    "evaluation.bootstrap", "evaluation.gate_maps", "evaluation.controls", "evaluation.editors", "plugins",
+)  # fmt: skip
+"""What a run does on the way, whatever comes out."""
 
 
 class Tracker:
@@ -68,10 +77,17 @@ class Tracker:
         with open(self.run.path / "images.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self._mirror_image(entry)
+        latest = {logged["key"]: logged["path"] for logged in read_images(self.run)}
+        shown = {key: {"type": "image", "filepath": file, "compressed_filepath": file} for key, file in latest.items()}
+        self._write_table("pictures", [{"picture": key, "image": cell} for key, cell in shown.items()])
         return path
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-        """A table, one mapping per row; in MLflow it stands beside other runs' in the evaluation view."""
+        """A table, one mapping per row; MLflow's table view shows it beside other runs'."""
+        return self._write_table(name, rows)
+
+    def _write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+        """In the form that MLflow's table view reads, where a cell may be a picture."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         path = self.run.path / "tables" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
@@ -148,6 +164,29 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that makes two runs of its task differ."""
     unused = ("pretrain",) if config.get("task") == "edit" else _ONLY_EDIT
     return {key: value for key, value in config.items() if key not in _NOT_SETTINGS and key not in unused}
+
+
+def telling(config: Mapping[str, Any]) -> dict[str, str]:
+    """Flattened settings that tell a run from others: a few always, the rest where they differ from the defaults.
+
+    A page that compares runs prints all parameters beside every picture: a hundred of them bury it.
+    """
+    default = default_settings()
+    every = flatten(relevant(config))
+    return {
+        key: value
+        for key, value in every.items()
+        if key in _ALWAYS or (default.get(key) != value and not key.startswith(_NEVER))
+    }
+
+
+def default_settings() -> dict[str, str]:
+    """The schema's defaults, flattened."""
+    from omegaconf import OmegaConf
+
+    from ivedit.config.schema import Config
+
+    return flatten(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(Config()))))
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

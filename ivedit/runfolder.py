@@ -194,8 +194,8 @@ class RunFolder:
 
     # -- metrics -----------------------------------------------------------------------------------
 
-    def append_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Append one line to metrics.jsonl; it is in the operating system's hands when this returns.
+    def append_metrics(self, values: Mapping[str, float], step: int) -> float:
+        """Append one line to metrics.jsonl; it is in the operating system's hands when this returns its time.
 
         A non-finite value is kept as the string "nan", "inf" or "-inf", which strict JSON readers accept.
         """
@@ -213,6 +213,7 @@ class RunFolder:
                 if file.read(1) != b"\n":  # a killed run left half a line: the next one starts on its own
                     line = "\n" + line
             file.write(line.encode())
+        return float(row["time"])
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl in order of writing, without a line that a kill cut short."""

@@ -17,9 +17,10 @@ import json
 import logging
 import os
 import re
+import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from ivedit.errors import IveditError
 from ivedit.recording import (
     SilentTracker,
     Tracker,
+    default_settings,
     flatten,
     read_images,
     read_record,
     relevant,
     standard_tags,
+    telling,
 )
 from ivedit.runfolder import RunFolder, process_rank, redact, same_number
 from ivedit.tracking_uri import (
@@ -40,9 +43,9 @@ from ivedit.tracking_uri import (
     check_sqlite,
     check_uri,
     default_uri,
+    explain_failure,
     first_line,
     sqlite_file,
-    unreachable,
 )
 
 logger = logging.getLogger("ivedit.tracking")
@@ -100,7 +103,7 @@ class MlflowTracker(Tracker):
         self._broken_at: float | None = None
         self._missed = False
         self.client, self.experiment_id = _connect(self.uri, experiment, run.path.parent)
-        with _explain(self.uri):
+        with explain_failure(self.uri):
             self.run_id = self._find_or_create(experiment, tags)
             run.update_status(mlflow_run_id=self.run_id)
             self._send_settings()
@@ -112,11 +115,10 @@ class MlflowTracker(Tracker):
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """See `Tracker.log_metrics`; sent every few seconds, a repeated point once."""
-        super().log_metrics(values, step)
-        now = time.time()
+        when = self.run.append_metrics(values, step)  # the one time of these points, in the folder and in MLflow
         for name, value in values.items():
             if not same_number(self._known.get(name, {}).get(step, (0.0, None))[1], float(value)):
-                self._waiting.append((name, float(value), now, step))
+                self._waiting.append((name, float(value), when, step))
         if len(self._waiting) >= FLUSH_POINTS or time.monotonic() - self._sent_at > FLUSH_SECONDS:
             self.flush()
 
@@ -155,13 +157,18 @@ class MlflowTracker(Tracker):
 
     def hint(self) -> str:
         """See `Tracker.hint`."""
+        # MLflow opens on its pages for chat models; this address leads to the runs' charts.
+        place = f"/#/experiments/{self.experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
         if self.uri.startswith("http"):
-            return f"compare runs at {self.uri}/#/experiments/{self.experiment_id}"
-        return f"compare runs in a browser: mlflow ui --backend-store-uri {redact(self.uri)}"
+            return f"compare runs at {self.uri.rstrip('/')}{place}"
+        return (
+            f"compare runs: mlflow ui --backend-store-uri {shlex.quote(redact(self.uri))}\n"
+            f"then open http://127.0.0.1:5000{place}"
+        )
 
     def replay(self) -> None:
         """Send everything that the run folder holds; what the store has already stays as it is."""
-        with _explain(self.uri):
+        with explain_failure(self.uri):
             self._send_all()
 
     # -- sending: these raise when the store fails -------------------------------------------------
@@ -201,7 +208,8 @@ class MlflowTracker(Tracker):
 
     def _send_settings(self) -> None:
         record = read_record(self.run)
-        self._send_params({**flatten(relevant(self.run.config())), **record["params"]})
+        self._send_drift()
+        self._send_params({**telling(self.run.config()), **record["params"]})
         self._send_tags(record["tags"])
         self._send_file(self.run.path / "config.yaml")
 
@@ -209,31 +217,36 @@ class MlflowTracker(Tracker):
         self._send_settings()
         present = [Path(item.path).name for item in self.client.list_artifacts(self.run_id, "images")]
         for entry in read_images(self.run):
-            when = int(entry["time"] * 1000)
+            when = round(entry["time"] * 1000)
             start = f"{entry['key'].replace('/', '~')}+step+{entry['step']}+timestamp+{when}+"
             if not any(name.startswith(start) for name in present):
                 self._send_image(entry)
         self._send_end()
 
     def _send_params(self, params: Mapping[str, str]) -> None:
-        """Parameters are append-only in MLflow: a change goes into the tag ``param_drift`` and an
-        artifact."""
+        """Log the new ones: parameters are append-only in MLflow, and are cut at 250 characters by most stores."""
         from mlflow.entities import Param
 
-        stored = self.client.get_run(self.run_id).data
-        cut = {_clean(key): value[:PARAM_CUT] for key, value in params.items()}
-        new = [Param(key, value) for key, value in cut.items() if key not in stored.params]
+        stored = self.client.get_run(self.run_id).data.params
+        new = [Param(_clean(key), value[:PARAM_CUT]) for key, value in params.items() if _clean(key) not in stored]
         for start in range(0, len(new), 100):
             self.client.log_batch(self.run_id, params=new[start : start + 100])
-        drift = {key: value for key, value in cut.items() if stored.params.get(key, value) != value}
-        if drift:
-            changes = (f"{key}: {stored.params[key]} -> {value}" for key, value in sorted(drift.items()))
-            told = "; ".join(changes)
-            before = stored.tags.get("param_drift", "")
-            if told not in before:
-                self.client.set_tag(self.run_id, "param_drift", f"{before} | {told}".strip(" |")[-5000:])
-                text = (self.run.path / "config.yaml").read_text(encoding="utf-8")
-                self.client.log_text(self.run_id, text, f"config-since-{datetime.now():%Y%m%d-%H%M%S}.yaml")
+
+    def _send_drift(self) -> None:
+        """Settings that a resumed run has changed: a tag ``param_drift``, and the configuration under a new name."""
+        stored, default = self.client.get_run(self.run_id).data, default_settings()
+        if not stored.params:
+            return
+        drift = []
+        for key, value in flatten(relevant(self.run.config())).items():
+            before = stored.params.get(key, default.get(key, value)[:PARAM_CUT])
+            if value[:PARAM_CUT] != before:
+                drift.append(f"{key}: {before} -> {value[:PARAM_CUT]}")
+        told, known = "; ".join(drift), stored.tags.get("param_drift", "")
+        if told and told not in known:
+            self.client.set_tag(self.run_id, "param_drift", f"{known} | {told}".strip(" |")[-5000:])
+            text = (self.run.path / "config.yaml").read_text(encoding="utf-8")
+            self.client.log_text(self.run_id, text, f"config-since-{datetime.now():%Y%m%d-%H%M%S}.yaml")
 
     def _send_tags(self, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
@@ -244,7 +257,7 @@ class MlflowTracker(Tracker):
 
         while self._waiting:
             part = self._waiting[:1000]
-            points = [Metric(_clean(name), value, int(when * 1000), step) for name, value, when, step in part]
+            points = [Metric(_clean(name), value, round(when * 1000), step) for name, value, when, step in part]
             self.client.log_batch(self.run_id, metrics=points)
             del self._waiting[:1000]
         self._sent_at = time.monotonic()
@@ -263,7 +276,7 @@ class MlflowTracker(Tracker):
         with PIL.Image.open(path) as image:
             self.client.log_image(
                 self.run_id, image.convert("RGB"), key=entry["key"], step=entry["step"],
-                timestamp=int(entry["time"] * 1000), synchronous=True,
+                timestamp=round(entry["time"] * 1000), synchronous=True,
             )  # fmt: skip
 
     def _mirror_image(self, entry: Mapping[str, Any]) -> None:
@@ -333,7 +346,7 @@ def _connect(uri: str, experiment: str, output_dir: Path) -> tuple[Any, str]:
     remote = uri.startswith(("http://", "https://"))
     if remote:
         check_server(uri)
-    with _explain(uri):
+    with explain_failure(uri):
         from mlflow import MlflowClient
 
         database = sqlite_file(uri)
@@ -370,17 +383,6 @@ def _create_experiment(client: Any, experiment: str, place: str | None) -> str:
         if found is None:
             raise
         return str(found.experiment_id)
-
-
-@contextlib.contextmanager
-def _explain(uri: str) -> Iterator[None]:
-    """Turn what the store raises at the start into one plain line that names the setting."""
-    try:
-        yield
-    except IveditError:
-        raise
-    except Exception as error:
-        raise IveditError(unreachable(uri, first_line(error))) from error
 
 
 def _clean(name: str) -> str:

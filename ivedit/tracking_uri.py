@@ -11,6 +11,7 @@ import re
 import sqlite3
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -66,6 +67,17 @@ def check_server(uri: str) -> None:
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
     raise IveditError(unreachable(uri, reason))
+
+
+@contextlib.contextmanager
+def explain_failure(uri: str) -> Iterator[None]:
+    """Turn what the store raises at the start into one plain line that names the setting."""
+    try:
+        yield
+    except IveditError:
+        raise
+    except Exception as error:
+        raise IveditError(unreachable(uri, first_line(error))) from error
 
 
 def unreachable(uri: str, reason: object) -> str:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from ivedit import tracking
 from ivedit.config.schema import Config
 from ivedit.errors import ConfigError, IveditError
-from ivedit.recording import SilentTracker, Tracker, config_hash, flatten
+from ivedit.recording import SilentTracker, Tracker, config_hash, flatten, telling
 from ivedit.runfolder import RunFolder
 from ivedit.tracking import MlflowTracker, import_run, make_tracker
 
@@ -109,12 +109,15 @@ def test_mlflow_shows_what_the_folder_holds(store):
     assert mlrun.info.run_name == f"trial-{run.name[-4:]}" and mlrun.info.status == "FINISHED"
     assert history["train/loss"] == [(step, 1.0 / step) for step in range(1, 6)]
     assert mlrun.data.params["train.lr"] == "0.001" and mlrun.data.params["trained_parameters"] == "1234"
-    assert not any(key.startswith(("pretrain.", "tracking.")) for key in mlrun.data.params)
+    assert len(mlrun.data.params) < 15 and "train.beta1" not in mlrun.data.params
     tags = mlrun.data.tags
     assert tags["variant"] == "predict_update, gate text" and tags["task"] == "edit"
     assert tags["experiment"] == "trial" and len(tags["config_hash"]) == 12
     assert "A short trial." in tags["mlflow.note.content"]
-    assert json.loads(tags["mlflow.loggedArtifacts"]) == [{"path": "tables/results.json", "type": "table"}]
+    tables = [table["path"] for table in json.loads(tags["mlflow.loggedArtifacts"])]
+    assert tables == ["tables/pictures.json", "tables/results.json"]
+    (picture,) = json.loads((run.path / "tables" / "pictures.json").read_text())["data"]
+    assert picture[0] == "strips/recolour" and picture[1]["filepath"] in files
     assert {"config.yaml", "environment.json", "media/clip.mp4", "tables/results.json"} <= set(files)
     assert sum(name.startswith("images/strips~recolour+step+5+") and name.endswith(".png") for name in files) == 1
     assert Path(mlrun.info.artifact_uri.removeprefix("file://").replace("%20", " ")).is_absolute()
@@ -155,13 +158,14 @@ def test_a_setting_changed_on_resume_is_told_in_a_tag_and_kept_as_a_file(store):
     first.finish("STOPPED", "time limit")
     assert first.client.get_run(first.run_id).info.status == "KILLED"
     assert first.client.get_run(first.run_id).data.tags["reason"] == "time limit"
-    cfg.train.lr = 0.25
+    cfg.train.lr, cfg.train.beta1 = 0.25, 0.8
     run.write_config(cfg)
-    run.update_status(state="RUNNING")
-    again = make_tracker(cfg, run)
-    again.finish()
+    for _ in range(2):
+        run.update_status(state="RUNNING")
+        again = make_tracker(cfg, run)
+        again.finish()
     mlrun, _, files = seen(again)
-    assert mlrun.data.tags["param_drift"] == "train.lr: 0.001 -> 0.25"
+    assert mlrun.data.tags["param_drift"] == "train.lr: 0.001 -> 0.25; train.beta1: 0.9 -> 0.8"
     assert mlrun.data.params["train.lr"] == "0.001"
     assert any(name.startswith("config-since-") for name in files)
     assert len(again.client.search_runs([again.experiment_id], "tags.experiment = 'trial'")) == 2  # and fresh_store's
@@ -198,6 +202,12 @@ def test_the_same_settings_have_one_hash_whatever_name_and_seed():
 
     assert digest() == digest(name="other", seed=3, output_dir="y", tracking__kind="none", pretrain__layers=2)
     assert digest() != digest(train__lr=0.1)
+
+
+def test_parameters_are_those_that_tell_runs_apart():
+    told = telling(OmegaConf.to_container(config("x", train__beta1=0.8, editor__rounds=2)))
+    assert told["train.beta1"] == "0.8" and told["editor.rounds"] == "2" and told["train.lr"] == "0.001"
+    assert "train.beta2" not in told and "output_dir" not in told
 
 
 def test_flattened_values_read_like_the_command_line():
