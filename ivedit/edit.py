@@ -234,7 +234,7 @@ def _edit(
             f"{options.overlap} frames"
         )
     if length != count:
-        notes.append(f"the last frame was repeated {length - count} times for the VAE, and the repeats cut off again")
+        notes.append(f"{count} frames, padded to {length} with the last one as the VAE needs, and cut back")
     return pieces(), notes
 
 

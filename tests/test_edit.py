@@ -61,7 +61,7 @@ def test_a_clip_with_sound_keeps_size_rate_length_and_sound(command, tmp_path):
     code, out, err = command(source, "make the red circle blue")
     assert code == 0, err
     assert "clip.mp4: resized 90x50 -> 32x18, borders to 32x32, and back" in out
-    assert "the last frame was repeated 3 times" in out and "window" not in out
+    assert "14 frames, padded to 17 with the last one" in out and "window" not in out
     edited, beside = read_video(tmp_path / "clip-edited.mp4"), read_video(tmp_path / "clip-edited-side-by-side.mp4")
     original = read_video(source)
     assert edited.pixels.shape == original.pixels.shape and edited.fps == original.fps
@@ -74,7 +74,7 @@ def test_a_long_clip_is_edited_in_blended_windows_and_says_so(command, tmp_path)
     write_video(tmp_path / "clip.mp4", moving(41, 32, 32), Fraction(24))
     code, out, err = command("clip.mp4", "remove the star", "--window", 17, "--overlap", 5, "--out", "new/a.mp4")
     assert code == 0, err
-    assert "kept its size" in out and "41 frames in 3 windows of 17" in out and "repeated" not in out
+    assert "kept its size" in out and "41 frames in 3 windows of 17" in out and "padded" not in out
     assert read_video(tmp_path / "new" / "a.mp4").pixels.shape == (41, 3, 32, 32)
 
 
@@ -91,7 +91,7 @@ def test_a_picture_is_a_clip_of_one_frame(command, tmp_path):
     code, out, err = command("photo.png", "make the background grey")
     assert code == 0, err
     assert read_image(tmp_path / "photo-edited.png").shape == (3, 60, 40)
-    assert (tmp_path / "photo-edited-side-by-side.png").exists() and "repeated" not in out
+    assert (tmp_path / "photo-edited-side-by-side.png").exists() and "padded" not in out
 
 
 def test_a_clip_of_variable_rate_keeps_its_times(command, tmp_path):
