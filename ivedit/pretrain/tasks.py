@@ -188,7 +188,7 @@ def train_vae(cfg: Config, fit: Fit) -> None:
     vae.to(device).eval()
     mean, std = latent_statistics(vae, module.clips[:2048])
     vae.register_to_config(latents_mean=mean, latents_std=std)
-    psnr = reconstruction_psnr(vae, clip_pool(cfg.seed + 1, 512, device))
+    psnr = reconstruction_psnr(vae, clip_pool(cfg.seed + 1, min(512, p.scenes), device))
     what |= {
         "psnr": psnr.mean().item(),
         "worst_frame_psnr": psnr.mean(0).min().item(),
