@@ -13,6 +13,7 @@ import contextlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -58,7 +59,7 @@ class EditOptions:
     """How to edit; `options_for` fills it from what an editor was trained with.
 
     Attributes:
-        steps, guidance, scheduler, scale, text: of `ivedit.pipeline.IVEditPipeline`.
+        steps, guidance, scheduler, shift, scale, text: of `ivedit.pipeline.IVEditPipeline`.
         seed: of the noise; equal seeds give equal results.
         size: (H, W) in which the backbone draws; turned for a portrait.
         window: frames edited at once. overlap: frames that neighbouring windows share.
@@ -68,6 +69,7 @@ class EditOptions:
     steps: int = 25
     guidance: float = 1.0
     scheduler: str = "euler"
+    shift: float | None = None
     seed: int = 0
     scale: float = 1.0
     size: tuple[int, int] = (64, 64)
@@ -180,6 +182,7 @@ def options_for(settings: Mapping[str, Any], given: argparse.Namespace | None = 
         "steps": sampling.get("steps", 25 if sprites else 50),
         "guidance": sampling.get("guidance", 1.0),
         "scheduler": sampling.get("scheduler", "euler"),
+        "shift": sampling.get("shift"),
         "size": (data["height"], data["width"]) if data else (SPRITE_SIZE if sprites else WAN_SIZE),
         "window": SPRITE_WINDOW if sprites else WAN_WINDOW,
         # Training a gate on other pairs' words is a control of the gate; there are no other pairs here.
@@ -215,8 +218,8 @@ def _edit(
         noise = window_noise(options.seed, window, factor, (latents.shape[1], *latents.shape[3:]))
         edited = pipeline.edit_latents(
             latents, [instruction], steps=options.steps, guidance=options.guidance, scheduler=options.scheduler,
-            scale=options.scale, target_captions=[options.caption] if options.caption else None, text=options.text,
-            noise=noise, progress=steps,
+            shift=options.shift, scale=options.scale, text=options.text, noise=noise, progress=steps,
+            target_captions=[options.caption] if options.caption else None,
         )  # fmt: skip
         return backbone.decode_latents(edited)[0].cpu()
 
@@ -347,15 +350,14 @@ def _check(given: argparse.Namespace) -> Path:
     problems = [] if given.instruction.strip() else ['the instruction is empty: say "make the red circle blue"']
     if not given.clip.is_file():
         problems.append(f"{given.clip} " + ("is not a file" if given.clip.exists() else "does not exist"))
-    picture = given.clip.suffix.lower() in PICTURES
-    suffix = ".png" if picture else ".mp4"
-    out: Path = given.out or Path(f"{given.clip.stem}-edited{suffix}")
-    if out.suffix.lower() not in (PICTURES if picture else (".mp4",)):
-        problems.append(f"--out {out}: the edited {'picture' if picture else 'video'} is a {suffix} file")
+    suffixes = PICTURES if given.clip.suffix.lower() in PICTURES else (".mp4",)
+    out: Path = given.out or Path(f"{given.clip.stem}-edited{suffixes[0]}")
+    if out.suffix.lower() not in suffixes:
+        problems.append(f"--out {out}: the edited file is a {suffixes[0]} file")
     if out.resolve() == given.clip.resolve():
         problems.append(f"--out {out} would overwrite the source")
     place = next(folder for folder in out.resolve().parents if folder.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK) or out.is_dir():
+    if out.is_dir() or not (place.is_dir() and os.access(place, os.W_OK)):
         problems.append(f"--out {out} cannot be written in {place}")
     for name in ("window", "overlap"):
         value = getattr(given, name)
@@ -368,8 +370,6 @@ def _check(given: argparse.Namespace) -> Path:
 
 def _load(given: argparse.Namespace, settings: Mapping[str, Any]) -> IVEditPipeline:
     """The backbone and the editor, with their warnings as plain lines."""
-    import warnings
-
     import torch
 
     from ivedit.pipeline import IVEditPipeline

@@ -18,7 +18,7 @@ from tests.backbone.tiny import save_pipeline, tiny_backbone
 from tests.test_media import film_with_sound, moving, sound_of
 
 pytest.importorskip("av")
-SMALL = {"sampling": {"steps": 2, "guidance": 1.0}, "data": {"height": 32, "width": 32}}
+SMALL = {"sampling": {"steps": 2, "guidance": 1.0, "shift": 3.0}, "data": {"height": 32, "width": 32}}
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_the_progress_counts_every_denoising_step_of_every_window(backbone_folde
 def test_what_the_editor_was_evaluated_with_is_the_default_and_the_command_line_wins(editor_file):
     settings = editor_settings(str(editor_file))
     options = options_for(settings)
-    assert (options.steps, options.size, options.window) == (2, (32, 32), 17)
+    assert (options.steps, options.shift, options.size, options.window) == (2, 3.0, (32, 32), 17)
     given = edit._parser().parse_args(["a.mp4", "b", "--steps", "7", "--guidance", "2", "--size", "48x64"])
     options = options_for(settings, given)
     assert (options.steps, options.guidance, options.size) == (7, 2.0, (48, 64))
