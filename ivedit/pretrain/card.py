@@ -125,8 +125,8 @@ def _opening(folder: Path) -> list[str]:
             "A complete Wan 2.1 text-to-video pipeline at toy size, trained from nothing on procedural clips of",
             "moving shapes (17 frames, 64x64). It exists so that code for real Wan checkpoints can be run, tested and",
             "measured in minutes on a laptop: the classes, the folder layout and the VAE's factors (8x in space, 4x in",
-            "time) are the real ones. It draws nothing but those shapes. Licence: Apache-2.0, weights included. No pictures or",
-            "texts of anybody were used.",
+            "time) are the real ones. It draws nothing but those shapes. Licence: Apache-2.0, weights included. No",
+            "pictures or texts of anybody were used.",
         ),
     ]
 
@@ -208,9 +208,9 @@ def _training(record: dict[str, Any]) -> list[str]:
         "",
         *_wrapped(
             "On scenes of the split `pretrain` of `ivedit.sprites`, rendered on the fly: one to three objects (3% of",
-            "the scenes are empty), every colour and shape, also the colour-shape pairs that editing experiments hold out;",
-            "12% in a style (grey, inverted, outline). How to repeat it: `docs/pretraining.md` in the repository. Time",
-            "is of the whole task, making the data included.",
+            "the scenes are empty), every colour and shape, also the colour-shape pairs that editing experiments hold",
+            "out; 12% in a style (grey, inverted, outline). How to repeat it: `docs/pretraining.md` in the repository.",
+            "Time is of the whole task, making the data included.",
         ),
         "",
         "| part | piece | steps | time | device | torch | reached |",
@@ -305,9 +305,10 @@ def _choice() -> list[str]:
             "In a causal video VAE the first latent frame codes one image and each later one four frames, in a code of",
             "its own kind. Here a term of the VAE's loss (`pretrain.code_weight=0.02`) keeps each later latent frame",
             "near what the VAE makes of the last of its four frames alone, as an image. In a paired run it cost",
-            "nothing: 35.58 dB with it, 35.57 dB without. The gap between a later latent frame of a still clip and the image's",
-            "latent is 0.2% of the variance with it, 10% without. So what is learned from images has a shorter way to",
-            "clips here than with a VAE trained without it; keep that in mind when carrying results over to Wan's own.",
+            "nothing: 35.58 dB with it, 35.57 dB without. The gap between a later latent frame of a still clip and the",
+            "image's latent is 0.2% of the variance with it, 10% without. So what is learned from images has a",
+            "shorter way to clips here than with a VAE trained without it; keep that in mind when carrying results",
+            "over to Wan's own.",
         ),
     ]
 
