@@ -20,7 +20,7 @@ from typing import Any
 
 from ivedit.errors import ConfigError, IveditError
 from ivedit.recording import config_hash, read_record
-from ivedit.runfolder import RunFolder, write_json_atomic, write_text_atomic
+from ivedit.runfolder import RunFolder, list_gpus, write_json_atomic, write_text_atomic
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 RECORD = 1
@@ -31,7 +31,7 @@ HEADLINE = ("edited_psnr", "kept_psnr", "success")
 EXAMPLES = """\
 examples:
   python -m ivedit.report runs/*
-      a table of these runs, one row each, controls below
+      a table of these runs, one row each, controls below; what is no run, or has no results yet, is skipped by name
   python -m ivedit.report runs/imvideoedit-* runs/ablation_* --record docs/results
       keep their records (docs/results/<experiment>.json)
   python -m ivedit.report docs/results --update README.md
@@ -74,8 +74,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class NothingToReport(IveditError):
+    """A path that a pattern like ``runs/*`` names beside the runs to report, which is no mistake."""
+
+
 def _report(given: argparse.Namespace) -> int:
-    records = [record for path in given.source for record in load_records(path)]
+    records = []
+    for path in given.source:
+        try:
+            records += load_records(path)
+        except NothingToReport as other:
+            _say_skipped(other)
+    if not records:
+        raise IveditError("nothing to report: none of these is an evaluated run, a record or a folder of records")
     if given.record:
         given.record.mkdir(parents=True, exist_ok=True)
         for record in records:
@@ -100,15 +111,34 @@ def _report(given: argparse.Namespace) -> int:
 def _import(folders: Iterable[Path], uri: str | None) -> int:
     from ivedit.tracking import import_run
 
-    failed = 0
+    found, failed = 0, 0
     for folder in folders:
         try:
-            run = RunFolder.open(folder)
+            run = _open(folder)
+            found += 1
             print(f"{folder}: MLflow run {import_run(run, uri)} ({run.status()['state']})")
+        except NothingToReport as other:
+            _say_skipped(other)
         except IveditError as error:
             failed += 1
             print(f"error: {error}", file=sys.stderr)
+    if not found and not failed:
+        raise IveditError("nothing to import: none of these is a run folder")
     return 1 if failed else 0
+
+
+def _open(path: Path) -> RunFolder:
+    """The run in a folder; NothingToReport for anything else that exists."""
+    if not path.exists():
+        raise IveditError(f"{path} does not exist")
+    try:
+        return RunFolder.open(path)
+    except IveditError as error:
+        raise NothingToReport(str(error)) from error
+
+
+def _say_skipped(other: NothingToReport) -> None:
+    print(f"skipped: {other}", file=sys.stderr)
 
 
 # -- records -----------------------------------------------------------------------------------------------------
@@ -117,15 +147,19 @@ def _import(folders: Iterable[Path], uri: str | None) -> int:
 def load_records(path: Path) -> list[dict[str, Any]]:
     """The records meant by a run folder, a record file, or a folder of record files.
 
-    Raises IveditError naming the path when there is none.
+    Raises:
+        NothingToReport: the path is none of these, or a run without results yet.
+        IveditError: it does not exist, or a record is damaged or of another version.
     """
-    if path.is_file():
+    if path.is_file() and path.suffix == ".json":
         return [_read_record(path)]
     if (path / "status.json").is_file():
-        return [record_of(RunFolder.open(path))]
+        return [record_of(_open(path))]
+    if not path.exists():
+        raise IveditError(f"{path} does not exist")
     files = sorted(path.glob("*.json")) if path.is_dir() else []
     if not files:
-        raise IveditError(f"{path} is no run folder, no record and no folder of records")
+        raise NothingToReport(f"{path} is no run folder, no record and no folder of records")
     from ivedit.experiments import names
 
     known = names()
@@ -134,10 +168,13 @@ def load_records(path: Path) -> list[dict[str, Any]]:
 
 
 def record_of(run: RunFolder) -> dict[str, Any]:
-    """The record of an evaluated run: its results without the values of every clip but the headline's."""
+    """The record of an evaluated run: its results without the values of every clip but the headline's.
+
+    Raises NothingToReport when it has none yet.
+    """
     results = run.results()
     if results is None:
-        raise IveditError(f"{run.path} has no results.json: it has not been evaluated")
+        raise NothingToReport(f"{run.path} has no results.json: it has not been evaluated")
     config, status, params = run.config(), run.status(), read_record(run)["params"]
     steps, step_seconds = _training(run)
     own = results["name"]
@@ -162,7 +199,7 @@ def record_of(run: RunFolder) -> dict[str, Any]:
         "rows": {name: _compact_row(row) for name, row in results["rows"].items()},
         "paired": results.get("paired", {}),
         **{key: _without_clips(results[key]) for key in ("triage", "gate") if key in results},
-        "environment": environment,
+        "environment": {**environment, "gpus": list_gpus(environment["gpus"])},
     }
 
 
@@ -197,7 +234,9 @@ def _read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise IveditError(f"cannot read the record {path}: {error}") from error
-    if not isinstance(record, dict) or record.get("record") != RECORD:
+    if not isinstance(record, dict) or "record" not in record:
+        raise NothingToReport(f"{path} is no record")
+    if record["record"] != RECORD:
         raise IveditError(f"{path} is no record of this version: make it with `python -m ivedit.report RUN --record`")
     return record
 
@@ -254,7 +293,7 @@ def _about(records: list[Mapping[str, Any]]) -> str:
     limits, environment = first["thresholds"], first["environment"]
     sampling = sorted({_sampling(record) for record in records})
     seeds = sorted({record["seed"] for record in records})
-    machines = sorted({", ".join(r["environment"]["gpus"]) or r["environment"]["device"] for r in records})
+    machines = sorted({_machine(record["environment"]) for record in records})
     dates = sorted({record["environment"]["date"][:10] for record in records})
     operations = len(first["operations"])
     return (
@@ -267,6 +306,12 @@ def _about(records: list[Mapping[str, Any]]) -> str:
         f"{' and '.join(machines)}. "
         f"Backbone {environment['backbone']} ({environment['backbone_fingerprint'][:12]}). {' to '.join(dates)}."
     )
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    """All its GPUs, of which a run may have used one."""
+    gpus = ", ".join(list_gpus(environment["gpus"]))
+    return f"a machine with {gpus}" if gpus else str(environment["device"])
 
 
 def _sampling(record: Mapping[str, Any]) -> str:

@@ -138,36 +138,83 @@ def test_the_table_can_go_to_a_file(make_run, tmp_path, capsys):
 def test_mistakes_are_told_in_plain_lines(make_run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other.json").write_text('{"a": 1}')
+    (tmp_path / "old.json").write_text('{"record": 0}')
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "README.md").write_text("no markers")
     run = str(make_run("imvideoedit", 21).path)
     for arguments, message in [
         ([tmp_path / "empty"], "no run folder, no record"),
-        ([tmp_path / "nowhere"], "no run folder, no record"),
-        ([tmp_path / "other.json"], "no record of this version"),
+        ([run, tmp_path / "nowhere"], "nowhere does not exist"),
+        ([tmp_path / "other.json"], "nothing to report"),
+        ([tmp_path / "old.json"], "no record of this version"),
         ([tmp_path / "bad.json"], "cannot read the record"),
         ([make_run("trial", 20, evaluated=False).path], "has not been evaluated"),
         ([run, "--update", tmp_path / "README.md"], "needs one line"),
         ([run, "--update", tmp_path / "none.md"], "cannot read"),
         (["--import", tmp_path / "empty"], "is not a run folder"),
+        (["--import", tmp_path / "empty"], "nothing to import"),
+        (["--import", tmp_path / "nowhere"], "nowhere does not exist"),
     ]:
         assert main([str(a) for a in arguments]) == 1
         assert message in capsys.readouterr().err
 
 
-def test_import_shows_a_run_in_mlflow_once_and_goes_on_after_a_bad_folder(make_run, tmp_path, capsys):
+def test_what_lies_beside_the_runs_is_skipped_by_name(make_run, tmp_path, capsys):
+    """`runs/*` also names the MLflow store, its artifacts and runs that are still training."""
+    good, young = make_run("imvideoedit", 21), make_run("trial", 20, evaluated=False, state="RUNNING")
+    assert main([str(good.path)]) == 0
+    alone = capsys.readouterr().out
+    beside = [tmp_path / "runs" / name for name in ("mlartifacts", "mlflow.db", "mlflow.db.lock", "space.json")]
+    beside[0].mkdir()
+    beside[1].write_bytes(b"SQLite format 3\x00")
+    beside[2].touch()
+    beside[3].write_text("{}")
+    assert main([str(path) for path in sorted((tmp_path / "runs").iterdir())]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == alone
+    skipped = captured.err.splitlines()
+    assert len(skipped) == 5 and all(line.startswith("skipped: ") for line in skipped)
+    assert all(any(str(path) in line for line in skipped) for path in [*beside, young.path])
+
+
+def test_import_shows_a_run_in_mlflow_once_and_skips_what_is_no_run(make_run, tmp_path, capsys):
     from mlflow import MlflowClient
 
-    good = make_run("trial", 20)
+    good, young = make_run("trial", 20), make_run("young", 20, evaluated=False)
     uri = f"sqlite:///{tmp_path / 'store.db'}"
     for _ in range(2):
-        assert main(["--import", str(tmp_path), str(good.path), "--uri", uri]) == 1
+        assert main(["--import", str(tmp_path), str(good.path), str(young.path), "--uri", uri]) == 0
         captured = capsys.readouterr()
-        assert f"{good.path}: MLflow run" in captured.out and "is not a run folder" in captured.err
+        assert f"{good.path}: MLflow run" in captured.out and f"{young.path}: MLflow run" in captured.out
+        assert f"skipped: {tmp_path} is not a run folder" in captured.err
     client = MlflowClient(uri)
-    (found,) = client.search_runs([client.get_experiment_by_name("ivedit").experiment_id])
-    assert found.info.status == "FINISHED" and found.info.run_name == f"trial-{good.name[-4:]}"
-    assert len(client.get_metric_history(found.info.run_id, "train/loss")) == 20
+    found = client.search_runs([client.get_experiment_by_name("ivedit").experiment_id])
+    assert {run.info.run_name for run in found} == {f"trial-{good.name[-4:]}", f"young-{young.name[-4:]}"}
+    (trial,) = [run for run in found if run.info.run_name.startswith("trial")]
+    assert trial.info.status == "FINISHED"
+    assert len(client.get_metric_history(trial.info.run_id, "train/loss")) == 20
+
+
+def test_a_store_that_fails_is_an_error_of_import(make_run, capsys):
+    assert main(["--import", str(make_run("trial", 20).path), "--uri", "sqlite:////proc/nowhere/mlflow.db"]) == 1
+    assert "cannot be used" in capsys.readouterr().err
+
+
+def test_equal_gpus_of_a_machine_are_told_once(make_run, tmp_path, capsys):
+    run = make_run("imvideoedit", 21)
+    results = run.results()
+    results["environment"]["gpus"] = ["NVIDIA H200, 143771 MiB, 580.159.04"] * 4
+    run.write_results(results)
+    assert main([str(run.path), "--record", str(tmp_path / "records")]) == 0
+    record = json.loads((tmp_path / "records" / "imvideoedit.json").read_text())
+    assert record["environment"]["gpus"] == ["4 x NVIDIA H200 (143771 MiB), driver 580.159.04"]
+    record["environment"]["gpus"] = results["environment"]["gpus"]  # as older records have it
+    (tmp_path / "records" / "imvideoedit.json").write_text(json.dumps(record))
+    for source in (run.path, tmp_path / "records"):
+        capsys.readouterr()
+        assert main([str(source)]) == 0
+        said = capsys.readouterr().out
+        assert "on a machine with 4 x NVIDIA H200 (143771 MiB), driver 580.159.04." in said
 
 
 def test_the_readme_says_what_the_records_say():
