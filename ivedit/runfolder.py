@@ -30,7 +30,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -304,8 +305,22 @@ def describe_environment() -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *(redact(argument) for argument in sys.argv[1:])],
         "cpu_count": os.cpu_count(),
         "cpu": _cpu_name(),
-        "gpus": (gpus or "").splitlines(),
+        "gpus": list_gpus((gpus or "").splitlines()),
     }
+
+
+def list_gpus(lines: Sequence[str]) -> list[str]:
+    """Each kind of GPU once, with its number: ``4 x NVIDIA H200 (143771 MiB), driver 580.159.04``.
+
+    Args:
+        lines: ``name, memory, driver`` of each GPU as nvidia-smi prints it; what is in the listed form stays as it is.
+    """
+    found = []
+    for line, count in Counter(lines).items():
+        parts = line.rsplit(", ", 2)
+        text = f"{parts[0]} ({parts[1]}), driver {parts[2]}" if len(parts) == 3 else line
+        found.append(f"{count} x {text}" if count > 1 else text)
+    return found
 
 
 def redact(text: str) -> str:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from ivedit.config.schema import Config
 from ivedit.errors import IveditError
-from ivedit.runfolder import RunFolder, write_json_atomic, write_text_atomic
+from ivedit.runfolder import RunFolder, list_gpus, write_json_atomic, write_text_atomic
 
 
 @pytest.fixture
@@ -165,3 +165,11 @@ def test_the_module_imports_nothing_heavy():
     code = f"import sys, ivedit.runfolder; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_equal_gpus_are_listed_once_with_their_number():
+    line = "NVIDIA H200, 143771 MiB, 580.159.04"
+    told = ["4 x NVIDIA H200 (143771 MiB), driver 580.159.04"]
+    assert list_gpus([line] * 4) == told and list_gpus(told) == told
+    assert list_gpus([line, "A, B, 1 MiB, 2"]) == [told[0].removeprefix("4 x "), "A, B (1 MiB), driver 2"]
+    assert list_gpus([]) == []
