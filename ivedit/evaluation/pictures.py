@@ -103,12 +103,16 @@ def _count(rows: Iterable[Mapping[str, Any]], group: str) -> int:
 
 
 def write_gate_pictures(folder: Path, name: str, gate: GateScores) -> dict[str, Path]:
-    """The gate of some blocks at each sigma beside the source frame and the true mask, for a few clips."""
+    """The gate of some blocks at each sigma beside the source frame and the true mask, for a few clips.
+
+    Returns {key: file}; the editor's name is in the file's name only.
+    """
     written: dict[str, Path] = {}
     for sample in gate.samples:
-        path = folder / f"gate-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}-{sample.number:02d}-{sample.operation}.png"
+        clip = f"{sample.number:02d}-{sample.operation}"
+        path = folder / f"gate-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}-{clip}.png"
         _gate_picture(path, name, sample, gate)
-        written[path.stem] = path
+        written[f"gate-{clip}"] = path
     return written
 
 

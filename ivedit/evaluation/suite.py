@@ -26,7 +26,7 @@ from ivedit.evaluation.summary import differences, estimate, grouped, jsonable, 
 from ivedit.evaluation.tables import format_table, table_rows
 from ivedit.evaluation.triage import triage
 from ivedit.recording import Tracker
-from ivedit.runfolder import RunFolder, write_text_atomic
+from ivedit.runfolder import RunFolder, list_gpus, write_text_atomic
 
 __all__ = ["evaluate"]
 
@@ -181,7 +181,7 @@ def _environment(run: RunFolder, backbone: Any, editors: Mapping[str, Any]) -> d
         },
         "device": str(backbone.device),
         "packages": machine.get("packages", {}),
-        "gpus": machine.get("gpus", []),
+        "gpus": list_gpus(machine.get("gpus", [])),
         "git_commit": machine.get("git_commit"),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
@@ -200,7 +200,9 @@ def _write(
     pictures["success"] = write_success_chart(run.media / "success.png", results)
     for name, gate in gates.items():
         if gate is not None:
-            pictures |= write_gate_pictures(run.media, name, gate)
+            written = write_gate_pictures(run.media, name, gate)
+            # The run's own go without its name: a page that compares runs lines pictures up by key.
+            pictures |= {key if name == names[0] else f"{name}-{key}": path for key, path in written.items()}
     results["media"] = sorted(str(path.relative_to(run.path)) for path in pictures.values())
     run.write_results(results)
     write_text_atomic(run.path / "results.md", format_table(results) + "\n")

@@ -9,8 +9,12 @@ from typing import Any
 from ivedit.evaluation.metrics import METRICS
 from ivedit.evaluation.statistics import Estimate
 from ivedit.evaluation.summary import HEADLINE, in_order
+from ivedit.runfolder import list_gpus
 
 __all__ = ["format_table", "table_rows"]
+
+OWN_ROW = "this run"
+"""What a tracker's table calls the row of the run's own editor."""
 
 _ARROWS = {"higher": "↑", "lower": "↓", "near 1": "→1"}
 
@@ -37,10 +41,14 @@ def format_table(results: Mapping[str, Any]) -> str:
 
 
 def table_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One flat mapping per row of the main table, for a tracker's table."""
-    rows = []
+    """One flat mapping per row of the main table, for a tracker's table, which shows many runs side by side.
+
+    There the run's own row is called the same in every run, and what is compared first stands first.
+    """
+    rows: list[dict[str, Any]] = []
     for name, row in results["rows"].items():
-        flat: dict[str, Any] = {"row": name, "kind": row["kind"]}
+        label = OWN_ROW if row["kind"] == "editor" and not rows else name  # the first editor is the run's own
+        flat: dict[str, Any] = {"row": label, "success": row["metrics"]["success"]["mean"], "kind": row["kind"]}
         for metric, found in row["metrics"].items():
             flat[metric] = found["mean"]
             if metric in HEADLINE:
@@ -226,7 +234,7 @@ def _footer(results: Mapping[str, Any]) -> str:
         f"{name}: {facts['variant']}, {facts['trained_weights'] / 1e6:.2f}M weights"
         for name, facts in about["editors"].items()
     )
-    seed, machine = results["sampling"]["seed"], ", ".join(about["gpus"]) or about["device"]
+    seed, machine = results["sampling"]["seed"], ", ".join(list_gpus(about["gpus"])) or about["device"]
     lines = [
         f"Editors: {editors}." if editors else "",
         f"Backbone {about['backbone']} ({about['backbone_fingerprint'][:12]}); noise seed {seed}; {machine}; "

@@ -148,6 +148,24 @@ def test_pictures_and_videos_are_written_and_logged(done):
     assert {entry["path"] for entry in read_images(run)} >= {"media/strip-00-recolour.png", "media/success.png"}
 
 
+def test_pictures_of_two_runs_line_up_by_key_whatever_the_runs_are_called(done):
+    _, run, _ = done
+    logged = {entry["key"]: entry["path"] for entry in read_images(run)}
+    gates = {key: path for key, path in logged.items() if "gate" in key}
+    assert gates and not any("tiny" in key for key in logged)
+    assert all(path == f"media/gate-tiny-{key.removeprefix('evaluation/gate-')}.png" for key, path in gates.items())
+
+
+def test_gates_of_a_second_editor_keep_its_name_in_their_keys(backbone, editors, tmp_path):
+    cfg = config(tmp_path, triage=False, strips=1, clips=2, controls=[])
+    cfg.data.operations = ["recolour", "remove"]
+    run = RunFolder.create(cfg)
+    evaluate(cfg, backbone, {"own": editors["tiny"], "other": editors["tiny"]}, run, Tracker(run))
+    keys = {entry["key"] for entry in read_images(run)}
+    own = {key for key in keys if key.startswith("evaluation/gate-")}
+    assert own and {key.replace("/gate", "/other-gate") for key in own} == {key for key in keys if "other" in key}
+
+
 def test_the_tracker_gets_the_own_editors_numbers_and_the_table(done):
     _, run, results = done
     logged = run.read_metrics()[-1]
@@ -157,7 +175,9 @@ def test_the_tracker_gets_the_own_editors_numbers_and_the_table(done):
         logged["eval/source_copy/kept_psnr"] == 60 and "eval/success_recolour" in logged and "eval/gate_auc" in logged
     )
     table = json.loads((run.path / "tables" / "evaluation.json").read_text())
-    assert [row[0] for row in table["data"]] == list(results["rows"])
+    assert [row[0] for row in table["data"]] == ["this run", *list(results["rows"])[1:]]
+    assert table["columns"][:2] == ["row", "success"] and "tiny" not in str(table)
+    assert table["data"][0][1] == metrics["success"]["mean"]
 
 
 def test_the_table_says_what_it_is_of_and_how_sure_it_is(done):
