@@ -238,8 +238,10 @@ def _task(cfg: Config) -> Callable[[Config, RunFolder, Tracker], None]:
 def _pretrain(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
     _limit_threads(cfg)
     from ivedit.pretrain import run as pretrain
+    from ivedit.quiet import no_library_bars, no_trainer_tips
 
-    pretrain(cfg, run, tracker)
+    with no_library_bars(), no_trainer_tips():
+        pretrain(cfg, run, tracker)
 
 
 def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:

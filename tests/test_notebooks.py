@@ -27,3 +27,4 @@ def test_it_runs_and_shows_pictures(path, tmp_path):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
     assert not any(output.output_type == "error" for output in outputs)
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]  # libraries' bars and warnings

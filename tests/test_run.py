@@ -44,7 +44,8 @@ def status(folder: Path) -> dict:
 def test_a_run_trains_evaluates_and_leaves_a_complete_folder(place: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["experiment=./small.yaml"]) == 0
     folder = only_run(place)
-    said = capsys.readouterr().out
+    said, err = capsys.readouterr()
+    assert err == ""  # neither bars nor tips of the libraries
     assert str(folder) in said
     assert "8 steps of 4 pairs" in said
     assert status(folder)["state"] == "FINISHED"

@@ -6,9 +6,8 @@ safetensors only and no code from the folder is run.
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 
 from ivedit.backbone.spec import check_transformer_config, vae_factors
 from ivedit.errors import IveditError
+from ivedit.quiet import no_library_bars
 
 __all__ = ["Parts", "align", "keep_dtype", "read_parts", "resolve_folder", "storage_dtype"]
 
@@ -154,18 +154,6 @@ def _require_safetensors(folder: Path, part: str) -> None:
         raise IveditError(f"{folder}/{part} holds no .safetensors weights; pickled weights are not loaded")
 
 
-@contextlib.contextmanager
-def _no_progress_bar(logging: Any) -> Iterator[None]:
-    """transformers draws a bar for every model it loads; ours would be one line of noise in each run."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def read_parts(
     path: str | Path,
     *,
@@ -209,16 +197,15 @@ def read_parts(
         )
 
     text_encoder = tokenizer = None
-    if "text_encoder" in components:
-        cls = getattr(transformers, index["text_encoder"][1])
-        with _no_progress_bar(transformers.utils.logging):
-            text_encoder = cls.from_pretrained(
+    with no_library_bars():
+        if "text_encoder" in components:
+            text_encoder = getattr(transformers, index["text_encoder"][1]).from_pretrained(
                 folder, subfolder="text_encoder", dtype=dtype, use_safetensors=True, local_files_only=True
             )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, subfolder="tokenizer", local_files_only=True, trust_remote_code=False
-        )
-    transformer, vae = diffusers_part("transformer", dtype), diffusers_part("vae", torch.float32)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, subfolder="tokenizer", local_files_only=True, trust_remote_code=False
+            )
+        transformer, vae = diffusers_part("transformer", dtype), diffusers_part("vae", torch.float32)
     for module in (transformer, vae, text_encoder):
         if module is not None:
             align(module)

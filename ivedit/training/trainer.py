@@ -26,9 +26,7 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from ivedit.errors import IveditError
+from ivedit.quiet import no_trainer_tips
 from ivedit.training.callbacks import EmaCallback, MetricsLogger, Stopper, Validation, find_callback
 from ivedit.training.checkpoint import LAST, Checkpointer, check_fits, read_checkpoint
 from ivedit.training.loader import RunLoader
@@ -87,7 +86,7 @@ def build_trainer(
         chosen.append(Checkpointer(Path(run.path) / "checkpoints", train.checkpoint_every))
     stop_file = os.environ.get("IVEDIT_STOP_FILE")
     chosen += [Stopper(minutes if minutes is not None else train.max_minutes, stop_file), ProgressLines()]
-    with _quiet():
+    with no_trainer_tips():
         return L.Trainer(
             accelerator=accelerator,
             devices=train.devices,
@@ -154,7 +153,7 @@ def fit(
                 "with the same batches; use the same value, or init_from= to start anew"
             )
         logger.info("resuming at step %d of %d", content["global_step"], trainer.max_steps)
-    with _quiet():
+    with no_trainer_tips():
         trainer.fit(
             module,
             datamodule=_RunData(loader, datamodule),
@@ -200,19 +199,3 @@ class _RunData(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.inner is not None:
             self.inner.load_state_dict(state_dict)  # refuses a position that means other batches now
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's advice about choices made here on purpose out of the output."""
-    chatter = logging.getLogger("lightning.pytorch")
-    level = chatter.level
-    chatter.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for words in ("in eval mode at the start", "does not have many workers", "is not resumable",
-                          "GPU available but not used", "treespec, LeafSpec", "overridden `transfer_batch_to_device`"):
-                warnings.filterwarnings("ignore", f".*{words}.*")
-            yield
-    finally:
-        chatter.setLevel(level)
