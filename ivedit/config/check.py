@@ -235,7 +235,7 @@ _GATED = ("predict_update", "single_attention", "tuned_attention")
 _only_for("editor.rank", "this variant has no low-rank weights", "side_by_side", "tuned_attention")
 _only_for("editor.difference", "only predict-update forms a difference", "predict_update", "tuned_attention")
 _only_for("editor.source_attention", "this variant has no source stream", *_GATED)
-for _key in ("width", "rounds", "text_update", "copy_path", "gate", "gate_grain"):
+for _key in ("width", "rounds", "mlp", "text_update", "copy_path", "gate", "gate_grain"):
     _only_for(f"editor.{_key}", "this variant has no gated edit modules", *_GATED)
 _only_for("text.gate", "this variant has no gated edit modules", *_GATED)
 

@@ -98,6 +98,12 @@ class EditorConfig:
         "How the source stream attends over a clip's frames. per_frame: as in training, where there is one frame.",
         choices=("per_frame", "joint"),
     )
+    mlp: int = _f(
+        0,
+        "Hidden width of a per-token map of target and source features beside the update, inside the gate; 0: none. "
+        "The parameter-matched ablations owe their gain to one.",
+        min=0,
+    )
     rank: int = _f(32, "Rank of the low-rank weights (side_by_side and tuned_attention).", min=1)
     match_parameters: Optional[int] = _f(
         None,

@@ -19,7 +19,7 @@ from ivedit.editor.attention import (
 )
 from ivedit.editor.context import ModuleText, SourceTokens
 
-__all__ = ["CopyPath", "EditModule", "MatchedAdapter", "NoAdapter", "NoCopy", "copy_size"]
+__all__ = ["CopyPath", "EditModule", "NoCopy", "NoTokenMap", "TokenMap", "copy_size"]
 
 
 class CopyPath(nn.Module):
@@ -59,10 +59,11 @@ class NoCopy(nn.Module):
         return edit
 
 
-class MatchedAdapter(nn.Module):
-    """Extra capacity without the mechanism under test: u + Om silu(Mx x + Ms s), per token, Om starting at 0.
+class TokenMap(nn.Module):
+    """u + Om silu(Mx x + Ms s), per token, Om starting at 0: what attention with linear values cannot express.
 
-    `editor.match_parameters` sizes it, so that an ablation has as many trained weights as the full method.
+    `editor.mlp` sizes it. `editor.match_parameters` sizes it too, as capacity without the mechanism under test, so
+    that an ablation has as many trained weights as the full method.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:
@@ -86,7 +87,7 @@ class MatchedAdapter(nn.Module):
         return 2 * channels * hidden + hidden + (hidden + 1) * channels
 
 
-class NoAdapter(nn.Module):
+class NoTokenMap(nn.Module):
     """No extra capacity."""
 
     def project(self, s: Tensor) -> SourceTokens:

@@ -22,9 +22,9 @@ from ivedit.editor.gate import build_gate, gate_size
 from ivedit.editor.module import (
     CopyPath,
     EditModule,
-    MatchedAdapter,
-    NoAdapter,
     NoCopy,
+    NoTokenMap,
+    TokenMap,
     copy_size,
 )
 from ivedit.errors import ConfigError, IveditError
@@ -57,7 +57,7 @@ class TwoStreamEditor(Editor):
                     path=self.build_path(config, block, width, spec),
                     gate=build_gate(config["gate"], config["gate_grain"], spec, width, block),
                     copy=CopyPath(block, width) if config["copy_path"] else NoCopy(),
-                    adapter=MatchedAdapter(spec.width, hidden) if hidden else NoAdapter(),
+                    adapter=TokenMap(spec.width, hidden) if hidden else NoTokenMap(),
                     rounds=int(config["rounds"]),
                 )
             )
@@ -75,25 +75,25 @@ class TwoStreamEditor(Editor):
 
     @classmethod
     def own_size(cls, config: Mapping[str, Any], spec: BackboneSpec) -> int:
-        """Weights of one block's module without the adapter of `match_parameters`."""
+        """Weights of one block's module without its token map (`mlp`, `match_parameters`)."""
         width = check_width(config["width"], spec)
         size = cls.path_size(config, width, spec) + gate_size(config["gate"], config["gate_grain"], spec, width)
         return size + (copy_size(spec.width, width) if config["copy_path"] else 0)
 
     @classmethod
     def adapter_width(cls, config: Mapping[str, Any], spec: BackboneSpec) -> int:
-        """Hidden width of the adapter that brings the count to `match_parameters`; 0 for none.
+        """Hidden width of the token map: `mlp`, or what brings the count to `match_parameters`; 0 for none.
 
         Raises:
             ConfigError: the variant already has more weights than asked for, or not within 2%.
         """
         wanted = config["match_parameters"]
         if wanted is None:
-            return 0
+            return int(config["mlp"])
         own, modules = cls.own_size(config, spec), len(module_blocks(config["every"], spec.blocks))
         missing = wanted / modules - own - spec.width
-        hidden = max(0, round(missing / (3 * spec.width + 1)))
-        total = modules * (own + (MatchedAdapter.size(spec.width, hidden) if hidden else 0))
+        hidden = max(int(config["mlp"]), round(missing / (3 * spec.width + 1)))
+        total = modules * (own + (TokenMap.size(spec.width, hidden) if hidden else 0))
         if abs(total - wanted) > 0.02 * wanted:
             raise ConfigError(
                 f"editor.match_parameters: {wanted} is not reached within 2%: {config['variant']} with these settings "
@@ -104,7 +104,7 @@ class TwoStreamEditor(Editor):
     @classmethod
     def expected_parameters(cls, config: Mapping[str, Any], spec: BackboneSpec) -> int:
         hidden = cls.adapter_width(config, spec)
-        adapter = MatchedAdapter.size(spec.width, hidden) if hidden else 0
+        adapter = TokenMap.size(spec.width, hidden) if hidden else 0
         return len(module_blocks(config["every"], spec.blocks)) * (cls.own_size(config, spec) + adapter)
 
     def prepare(

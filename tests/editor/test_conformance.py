@@ -37,6 +37,7 @@ CASES: dict[str, dict] = {name: {"variant": name} for name in variant_names()} |
     "half_width": {"width": 24},
     "half_width_single": {"variant": "single_attention", "width": 24},
     "joint_source": {"source_attention": "joint"},
+    "token_map": {"mlp": 40},
     "matched": {"variant": "single_attention", "match_parameters": 142_000},
     "matched_side_by_side": {"variant": "side_by_side", "match_parameters": 142_000},
     "matched_tuned": {"variant": "tuned_attention", "match_parameters": 250_000},
