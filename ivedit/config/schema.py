@@ -130,7 +130,10 @@ class TextConfig:
     )
     dropout: float = _f(0.1, "Share of training samples whose texts are dropped (for guidance).", min=0, max=1)
     length: Optional[int] = _f(
-        None, "Padded text length in tokens; null: 32 for wan-sprites, else the backbone's own (512 for Wan).", min=1
+        None,
+        "Padded text length in tokens; null: what the backbone folder's ivedit.json says (64 in wan-sprites), else 512 "
+        "as Wan pads.",
+        min=1,
     )
 
 

@@ -42,3 +42,15 @@ def test_length_of_a_sprite_clip():
     from ivedit.sprites.vocabulary import FRAMES
 
     assert check.CLIP_FRAMES == FRAMES
+
+
+def test_text_length_that_the_help_gives_for_the_shipped_pipeline():
+    import json
+    from pathlib import Path
+
+    import ivedit
+    from ivedit.config.fields import fields
+
+    folder = Path(ivedit.__file__).parent / "assets" / "wan-sprites"
+    length = json.loads((folder / "ivedit.json").read_text())["text_length"]
+    assert f"({length} in wan-sprites)" in fields()["text.length"].help
