@@ -19,8 +19,11 @@ def test_no_output_is_stored(path):
 @pytest.mark.slow
 @pytest.mark.skipif(not SHIPPED.is_file(), reason="this checkout has no shipped editor")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_and_shows_pictures(path, tmp_path):
+def test_it_runs_and_shows_pictures(path, tmp_path, monkeypatch):
     from nbclient import NotebookClient
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the kernel starts elsewhere
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # Agg, which tests set, shows no figure in a notebook
 
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
