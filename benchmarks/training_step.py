@@ -133,6 +133,7 @@ def bare_pace(settings: list[str], device: str, window: int) -> tuple[list[float
             torch.cuda.synchronize()
         return time.perf_counter()
 
+    assert cfg.train.max_steps is not None  # among the settings
     paces, since = [], wait()
     for step in range(1, cfg.train.max_steps + 1):
         loss = velocity_loss_of(backbone, editor, batches[step % len(batches)], device)
