@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ivedit.errors import IveditError
 from ivedit.pretrain.recipe import read_record, write_record
 
 __all__ = ["BARS", "main", "measure"]
@@ -103,7 +104,6 @@ def measure(
 
     from ivedit.backbone import Backbone
     from ivedit.config.schema import SamplingConfig
-    from ivedit.errors import IveditError
     from ivedit.evaluation.clips import ClipSet
     from ivedit.evaluation.probes import ceiling_scores
     from ivedit.pretrain.tasks import clip_pool
@@ -182,7 +182,7 @@ def _picture(video: Tensor, texts: list[str], file: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print every bar and whether it is reached; exit code 1 when one is missed."""
+    """Print every bar and whether it is reached; exit code 1 when one is missed, 2 when nothing was measured."""
     parser = argparse.ArgumentParser(
         prog="python -m ivedit.pretrain.bars", description=(__doc__ or "").split("\n\n")[0]
     )
@@ -197,15 +197,19 @@ def main(arguments: list[str] | None = None) -> int:
         "--record", action="store_true", help="store the result in FOLDER/pretraining.json (then write the card anew)"
     )
     options = parser.parse_args(arguments)
-    result = measure(
-        options.folder,
-        prompts=options.prompts,
-        clips=options.clips,
-        seed=options.seed,
-        device=options.device,
-        batch=options.batch,
-        strip=options.strip,
-    )
+    try:
+        result = measure(
+            options.folder,
+            prompts=options.prompts,
+            clips=options.clips,
+            seed=options.seed,
+            device=options.device,
+            batch=options.batch,
+            strip=options.strip,
+        )
+    except IveditError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     missed = 0
     for name, (least, what) in BARS.items():
         reached = result[name] >= least

@@ -79,3 +79,17 @@ def test_a_folder_without_record_or_parts_is_refused_in_one_line(tmp_path: Path,
     assert main([str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert "transformer" in said and said.count("\n") == 1
+
+
+def test_the_pages_commands_are_the_recipe_in_order_and_can_run():
+    from ivedit.config import compose
+    from ivedit.pretrain.recipe import EXPERIMENTS
+    from tests.pages import commands
+
+    runs = [
+        words[words.index("ivedit.run") + 1 :] for words in commands("docs/pretraining.md") if "ivedit.run" in words
+    ]
+    assert all(compose(settings).config.task.startswith("pretrain_") for settings in runs)
+    plain = [settings[0].removeprefix("experiment=") for settings in runs if len(settings) == 1]
+    assert set(plain) == {name for names in EXPERIMENTS.values() for name in names}
+    assert plain[-2:] == list(EXPERIMENTS["pretrain_dit"])

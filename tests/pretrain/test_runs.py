@@ -187,3 +187,9 @@ def test_the_bars_command_says_what_it_takes(capsys: pytest.CaptureFixture[str])
     assert leave.value.code == 0
     said = capsys.readouterr().out
     assert all(option in said for option in ("folder", "--prompts", "--clips", "--record", "--strip", "--device"))
+
+
+def test_bars_of_a_folder_without_reader_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert bars.main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "experiment=pretrain_reader" in said and said.count("\n") == 1
