@@ -237,8 +237,8 @@ def _footer(results: Mapping[str, Any]) -> str:
     seed, machine = results["sampling"]["seed"], ", ".join(list_gpus(about["gpus"])) or about["device"]
     lines = [
         f"Editors: {editors}." if editors else "",
-        f"Backbone {about['backbone']} ({about['backbone_fingerprint'][:12]}); noise seed {seed}; {machine}; "
-        f"{packages}; {about['date']}; {results['seconds']:.0f} s.",
+        f"Backbone {about['backbone']} ({about['backbone_fingerprint'][:12]}); noise seed {seed}.",
+        f"Made on {machine} with {packages}; {about['date']}; {results['seconds']:.0f} s.",
         "What each metric means: docs/metrics.md. Every value of every clip: results.json.",
     ]
     return "\n".join(line for line in lines if line)
