@@ -35,7 +35,6 @@ def run(cfg: Config, run: Any, tracker: Any) -> None:
             checkpoint is kept and nothing is written to ``pretrain.folder``).
     """
     import torch
-    import transformers
 
     from ivedit.errors import IveditError
     from ivedit.pretrain.tasks import TASKS, process_device
@@ -51,7 +50,6 @@ def run(cfg: Config, run: Any, tracker: Any) -> None:
         torch.cuda.set_device(device)  # before any pool is made: Lightning chooses the device only in fit
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    transformers.utils.logging.disable_progress_bar()  # one for every file of 2 MB
     Path(cfg.pretrain.folder).mkdir(parents=True, exist_ok=True)
 
     def fit_module(module: PretrainModule) -> dict[str, Any] | None:

@@ -82,7 +82,7 @@ def test_a_folder_without_record_or_parts_is_refused_in_one_line(tmp_path: Path,
 
 
 def test_the_pages_commands_are_the_recipe_in_order_and_can_run():
-    from ivedit.config import compose
+    from ivedit.config.compose import compose
     from ivedit.pretrain.recipe import EXPERIMENTS
     from tests.pages import commands
 
