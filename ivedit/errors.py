@@ -1,4 +1,4 @@
-"""The two kinds of error that a person using ivedit can cause and is told about in plain words.
+"""The two kinds of error that a person using ivedit can cause and is told about in plain words, and `Stopped`.
 
 Entry points print their text on stderr without a traceback: exit code 2 for a `ConfigError` (the run never
 started), 1 for any other `IveditError` (the run failed).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-__all__ = ["ConfigError", "IveditError", "nearest", "or_nearest"]
+__all__ = ["ConfigError", "IveditError", "Stopped", "nearest", "or_nearest"]
 
 
 class IveditError(RuntimeError):
@@ -24,6 +24,10 @@ class ConfigError(IveditError):
         if not self.problems:
             raise ValueError("ConfigError needs at least one problem")
         super().__init__("\n".join(self.problems))
+
+
+class Stopped(Exception):
+    """Training ended on request before its last step, which is no failure: the checkpoint is kept."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivedit.config.compose import Composed, compose, to_yaml
 from ivedit.config.help import OPTIONS, explain, help_text
-from ivedit.errors import ConfigError, IveditError, or_nearest
+from ivedit.errors import ConfigError, IveditError, Stopped, or_nearest
 
 if TYPE_CHECKING:
     from ivedit.config import Config
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["main", "run_config"]
 
 log = logging.getLogger("ivedit.run")
-
-
-class Stopped(Exception):
-    """Training ended on request before its last step; the checkpoint is kept."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -31,12 +31,13 @@ def run(cfg: Config, run: Any, tracker: Any) -> None:
         tracker: Where metrics go.
 
     Raises:
-        IveditError: A part that the task needs is missing, or the run was stopped before its last step (the
-            checkpoint is kept and nothing is written to ``pretrain.folder``).
+        IveditError: A part that the task needs is missing.
+        Stopped: The run was stopped before its last step: the checkpoint is kept and nothing is written to
+            ``pretrain.folder``.
     """
     import torch
 
-    from ivedit.errors import IveditError
+    from ivedit.errors import IveditError, Stopped
     from ivedit.pretrain.tasks import TASKS, process_device
     from ivedit.training.callbacks import ema_weights
     from ivedit.training.loader import RunLoader
@@ -57,7 +58,7 @@ def run(cfg: Config, run: Any, tracker: Any) -> None:
         trainer = build_trainer(cfg, run, tracker, max_steps=steps, clip=cfg.train.clip)
         stopped = fit(trainer, module, RunLoader(steps, lambda start: range(start, steps)))
         if stopped:
-            raise IveditError(f"stopped early ({stopped}); continue with resume={run.path}")
+            raise Stopped(stopped)
         if not trainer.is_global_zero:
             return None
         if cfg.train.ema > 0:

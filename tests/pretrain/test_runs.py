@@ -152,7 +152,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     stop = tmp_path / "stop"
     stop.touch()
     monkeypatch.setenv("IVEDIT_STOP_FILE", str(stop))
-    main(arguments("pretrain_text", parts, four))
+    assert main(arguments("pretrain_text", parts, four)) == 0  # stopped on request, which is no failure
+    assert json.loads(next((parts / "runs").glob("*/status.json")).read_text())["state"] == "STOPPED"
     assert "resume=" in "".join(capsys.readouterr())
     assert not list((parts / "pipe").iterdir())  # nothing is written before the last step
     stop.unlink()
