@@ -110,7 +110,7 @@ class ClipMetric(Metric):
 
     def measure(self, edited: Tensor, reference: Reference) -> Tensor:
         """(B, T, 3, H, W) in [0, 1] -> (B,) or (B, K); NaN where the metric has no value."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define measure()")
 
     def update(self, edited: Tensor, reference: Reference) -> None:
         """Measure a batch of edited clips (B, T, 3, H, W) in [0, 1].
