@@ -215,10 +215,3 @@ def test_equal_gpus_of_a_machine_are_told_once(make_run, tmp_path, capsys):
         assert main([str(source)]) == 0
         said = capsys.readouterr().out
         assert "on a machine with 4 x NVIDIA H200 (143771 MiB), driver 580.159.04." in said
-
-
-def test_the_readme_says_what_the_records_say():
-    readme, records = ROOT / "README.md", ROOT / "docs" / "results"
-    if not records.is_dir():
-        pytest.skip("no published records yet (docs/results)")
-    assert main([str(records), "--check", str(readme)]) == 0

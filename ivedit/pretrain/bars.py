@@ -169,14 +169,14 @@ def _picture(video: Tensor, texts: list[str], file: Path) -> None:
     import numpy as np
     from PIL import Image, ImageDraw
 
-    sheet = Image.new("RGB", (3 * 400, 4 * 120), "white")
+    sheet = Image.new("RGB", (3 * 400, 4 * 140), "white")
     draw = ImageDraw.Draw(sheet)
     for i in range(min(12, len(texts))):
-        x, y = (i % 3) * 400 + 4, (i // 3) * 120 + 2
-        draw.text((x, y), "\n".join(textwrap.wrap(texts[i], 66)[:4]), fill="black", font_size=11)
+        x, y = (i % 3) * 400 + 4, (i // 3) * 140 + 2
+        draw.text((x, y), "\n".join(textwrap.wrap(texts[i], 66)[:5]), fill="black", font_size=11)
         for j, t in enumerate((0, 3, 6, 10, 13, 16)):
             frame = (video[i, t].permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
-            sheet.paste(Image.fromarray(np.asarray(frame)), (x + j * 66, y + 52))
+            sheet.paste(Image.fromarray(np.asarray(frame)), (x + j * 66, y + 70))
     file.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(file)
 
