@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ivedit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-ENTRY_POINTS = {"run", "edit", "evaluate", "report"}
+ENTRY_POINTS = {"run", "sweep", "edit", "evaluate", "report"}
 GROUND = {"errors", "registry", "experiments", "config", "media", "quiet"}  # anything may import these
 RECORD = {"runfolder", "recording", "tracking", "tracking_uri"}
 BOTTOM = {"flow", "data", "sprites"}
@@ -22,6 +22,10 @@ BOTTOM = {"flow", "data", "sprites"}
 MAY_IMPORT = {
     **{name: {"*"} for name in ENTRY_POINTS},
     "pretrain": {"training", "evaluation", "pipeline", "editor", "backbone"} | BOTTOM | RECORD | GROUND,
+    # A sweep's parent stays light: no torch, no training code; children are processes of `ivedit.run`.
+    "sweeping": {"evaluation", "tracking", "recording", "runfolder", "tracking_uri"} | GROUND,
+    "judge": {"evaluation", "sprites", "recording", "runfolder"} | GROUND,
+    "reporting": {"evaluation", "sweeping", "tracking", "recording", "runfolder", "tracking_uri"} | GROUND,
     "training": {"evaluation", "pipeline", "editor", "backbone"} | BOTTOM | RECORD | GROUND,
     "evaluation": {"pipeline", "editor", "backbone"} | BOTTOM | RECORD | GROUND,
     "pipeline": {"editor", "backbone"} | BOTTOM | GROUND,
@@ -49,13 +53,13 @@ ONLY_IN = {
     "lightning": ("training/", "pretrain/", "data/datamodule.py", *(f"{name}.py" for name in ENTRY_POINTS)),
     "pytorch_lightning": (),
     "mlflow": ("tracking.py",),
-    "optuna": (),
+    "optuna": ("sweeping/",),
     "torchvision": (),
 }
 
-LIGHT = ("run.py", "edit.py", "evaluate.py", "report.py", "runfolder.py", "errors.py", "registry.py", "experiments.py")
+LIGHT = ("run.py", "sweep.py", "edit.py", "evaluate.py", "report.py", "runfolder.py", "errors.py", "registry.py", "experiments.py")
 HEAVY = {
-    "accelerate", "av", "cv2", "datasets", "diffusers", "lightning", "matplotlib", "mlflow", "numpy", "PIL",
+    "accelerate", "av", "cv2", "datasets", "diffusers", "lightning", "matplotlib", "mlflow", "numpy", "optuna", "PIL",
     "safetensors", "scipy", "tokenizers", "torch", "torchmetrics", "transformers",
 }  # fmt: skip
 HEAVY_PARTS = {"backbone", "data", "editor", "evaluation", "flow", "pipeline", "pretrain", "sprites", "training"}

@@ -1,0 +1,1 @@
+"""Sweeps: ablation grids and Optuna searches over runs, shared by any number of workers on any number of machines."""
