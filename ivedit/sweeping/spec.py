@@ -211,7 +211,7 @@ class Stage:
         return f"{self.name}-{slot:04d}-{label}"
 
     def settings(self, slot: int, params: Mapping[str, Any] | None = None) -> tuple[str, ...]:
-        """The ``key=value`` arguments of the slot's child run; ``params``: what the sampler drew for a search's slot."""
+        """The ``key=value`` arguments of the slot's child run; ``params``: what was drawn for a search's slot."""
         if self.cells is not None:
             return self.cells[slot].settings
         return (*self.base, *(f"{key}={show(value)}" for key, value in (params or {}).items()))
