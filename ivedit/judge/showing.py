@@ -1,0 +1,84 @@
+"""Which frames a judge sees, and how they become pictures.
+
+The choice depends on a clip's length alone, never on its method, so every method is judged on as many frames, at the
+same moments. Pictures are PNG without metadata, in the frames' own channel order: red is red for the judge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["LabelledImage", "Shown", "evenly", "windows"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How clips are shown; part of what makes two judgements comparable.
+
+    Attributes:
+        frames: Moments shown of a clip, and frames of each window of consecutive ones.
+        smallest: Frames with a shorter side below this are enlarged by a whole factor, without smoothing.
+        largest: Frames with a longer side above this are scaled down to it.
+    """
+
+    frames: int = 8
+    smallest: int = 256
+    largest: int = 768
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(H, W) that a frame is shown at."""
+        factor = max(1, self.smallest // min(height, width))
+        height, width = height * factor, width * factor
+        longer = max(height, width)
+        if longer > self.largest:
+            height, width = (max(1, round(side * self.largest / longer)) for side in (height, width))
+        return height, width
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """Up to ``count`` different frame numbers of a clip, from its first to its last."""
+    count = min(count, length)
+    return [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]
+
+
+def windows(length: int, count: int) -> list[list[int]]:
+    """The first and the last ``count`` consecutive frames; one window with all frames when there are no more."""
+    if length <= count:
+        return [list(range(length))]
+    return [list(range(count)), list(range(length - count, length))]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImage:
+    """A frame (3, H, W) uint8 under the label that the judge reads before it, shown at ``size`` (H, W)."""
+
+    label: str
+    frame: NDArray[np.uint8]
+    size: tuple[int, int]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the pixels and the size shown: the same whatever library writes the PNG."""
+        facts = f"{self.frame.shape}{self.size}".encode()
+        return hashlib.sha256(facts + np.ascontiguousarray(self.frame).tobytes()).hexdigest()
+
+    @cached_property
+    def png(self) -> bytes:
+        """The picture: PNG, RGB, without metadata."""
+        import PIL.Image
+
+        picture = PIL.Image.fromarray(np.ascontiguousarray(self.frame.transpose(1, 2, 0)))
+        height, width = self.size
+        if (height, width) != self.frame.shape[1:]:
+            whole = height % self.frame.shape[1] == 0
+            method = PIL.Image.Resampling.NEAREST if whole else PIL.Image.Resampling.LANCZOS
+            picture = picture.resize((width, height), method)
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        return file.getvalue()
