@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "config": {"errors", "experiments", "registry"},
     "experiments": {"errors"},
     "registry": {"errors"},
+    "tasks": {"registry"},
     "quiet": set(),
     "errors": set(),
     "__init__": set(),
@@ -52,7 +53,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "lightning": ("training/", "pretrain/", "data/datamodule.py", *(f"{name}.py" for name in ENTRY_POINTS)),
     "pytorch_lightning": (),
-    "mlflow": ("tracking.py",),
+    "mlflow": ("tracking/",),
     "optuna": ("sweeping/",),
     "torchvision": (),
 }

@@ -13,12 +13,13 @@ import PIL.Image
 import pytest
 from omegaconf import OmegaConf
 
-from ivedit import tracking
 from ivedit.config.schema import Config
 from ivedit.errors import ConfigError, IveditError
 from ivedit.recording import SilentTracker, Tracker, config_hash, flatten, telling
 from ivedit.runfolder import RunFolder
 from ivedit.tracking import MlflowTracker, import_run, make_tracker
+from ivedit.tracking.store import connect
+from ivedit.tracking_uri import default_uri
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +187,7 @@ def test_a_folder_made_without_mlflow_is_imported_once_however_often_it_is_asked
     status = run.status()
     ids = {import_run(RunFolder.open(run.path)) for _ in range(3)}
     assert len(ids) == 1
-    mirror = MlflowTracker(run, tracking.default_uri(store), "trials", {})
+    mirror = MlflowTracker(run, default_uri(store), "trials", {})
     mirror.replay()
     mlrun, history, files = seen(mirror)
     assert mirror.run_id in ids and mlrun.info.status == "KILLED"
@@ -247,7 +248,7 @@ def test_runs_that_start_together_on_a_new_store_all_succeed(tmp_path):
     errors = [child.communicate()[1] for child in children]
     assert [child.returncode for child in children] == [0] * 4, errors
     assert not any("alembic" in error for error in errors)
-    client, experiment = tracking._connect(tracking.default_uri(tmp_path), "ivedit", tmp_path)
+    client, experiment = connect(default_uri(tmp_path), "ivedit", tmp_path)
     assert {run.info.status for run in client.search_runs([experiment])} == {"FINISHED"}
     assert len(client.search_runs([experiment])) == 4
 

@@ -1,12 +1,9 @@
-"""Everything that knows MLflow: a view of the run folder, for comparing runs in a browser.
+"""A run in MLflow: a view of the run folder, for comparing runs in a browser.
 
 The run folder is the truth. A `Tracker` always writes it; with ``tracking.kind=mlflow`` the same things are
 mirrored into an MLflow store, in batches, and a store that breaks down in the middle of a run costs a
 warning, never the run: `import_run` (``python -m ivedit.report --import FOLDER``) mends it afterwards, also
 for runs made without MLflow.
-
-Only `MlflowClient` is used: the fluent API's global active run leaks between runs of one process, and the
-environment variable MLFLOW_RUN_ID overrides it silently.
 """
 
 from __future__ import annotations
@@ -16,16 +13,13 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shlex
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ivedit.errors import IveditError
 from ivedit.recording import (
     SilentTracker,
     Tracker,
@@ -38,15 +32,8 @@ from ivedit.recording import (
     telling,
 )
 from ivedit.runfolder import RunFolder, process_rank, redact, same_number
-from ivedit.tracking_uri import (
-    check_server,
-    check_sqlite,
-    check_uri,
-    default_uri,
-    explain_failure,
-    first_line,
-    sqlite_file,
-)
+from ivedit.tracking.store import clean, connect, milliseconds
+from ivedit.tracking_uri import check_uri, default_uri, explain_failure, first_line
 
 logger = logging.getLogger("ivedit.tracking")
 
@@ -56,11 +43,7 @@ FLUSH_POINTS = 500
 
 RETRY_SECONDS = 60.0
 PARAM_CUT = 250
-_STATES = {"FINISHED": "FINISHED", "FAILED": "FAILED", "STOPPED": "KILLED"}
-_EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",  # the page opens on runs and charts, not on chat traces
-    "mlflow.note.content": "Runs of `python -m ivedit.run`: video editing learned from image pairs.",
-}
+_STATES = {"FINISHED": "FINISHED", "FAILED": "FAILED", "STOPPED": "KILLED", "PRUNED": "KILLED"}
 _FILES = ("config.yaml", "environment.json", "results.json", "results.md", "log.txt")
 _FOLDERS = ("media", "tables", "artifacts")
 
@@ -78,15 +61,19 @@ def make_tracker(cfg: Any, run: RunFolder) -> Tracker:
     return MlflowTracker(run, uri, cfg.tracking.experiment, dict(cfg.tracking.tags))
 
 
-def import_run(run: RunFolder, uri: str | None = None) -> str:
+def import_run(
+    run: RunFolder, uri: str | None = None, *, experiment: str | None = None, tags: Mapping[str, str] | None = None
+) -> str:
     """Replay a run folder into an MLflow store (null: MLFLOW_TRACKING_URI, else the store beside the folder).
 
     Idempotent: the run is found again by the id in its status.json, points and pictures already there are not
-    added twice. Returns the MLflow run's id.
+    added twice. ``experiment`` and ``tags`` stand in place of, and before, those of the run's configuration.
+    Returns the MLflow run's id.
     """
     tracking = run.config().get("tracking") or {}
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(run.path.parent)
-    tracker = MlflowTracker(run, uri, tracking.get("experiment") or "ivedit", tracking.get("tags") or {})
+    own = {**(tracking.get("tags") or {}), **(tags or {})}
+    tracker = MlflowTracker(run, uri, experiment or tracking.get("experiment") or "ivedit", own)
     tracker.replay()
     return tracker.run_id
 
@@ -102,7 +89,7 @@ class MlflowTracker(Tracker):
         self._sent_at = time.monotonic()
         self._broken_at: float | None = None
         self._missed = False
-        self.client, self.experiment_id = _connect(self.uri, experiment, run.path.parent)
+        self.client, self.experiment_id = connect(self.uri, experiment, run.path.parent)
         with explain_failure(self.uri):
             self.run_id = self._find_or_create(experiment, tags)
             run.update_status(mlflow_run_id=self.run_id)
@@ -150,7 +137,7 @@ class MlflowTracker(Tracker):
         self._try(self._send_metrics)
 
     def finish(self, state: str = "FINISHED", reason: str | None = None) -> None:
-        """See `Tracker.finish`; STOPPED is MLflow's KILLED."""
+        """See `Tracker.finish`; STOPPED and PRUNED are MLflow's KILLED, and PRUNED has the tag ``pruned``."""
         super().finish(state, reason)
         self._broken_at = None  # the last chance: try at once
         self._try(self._send_all if self._missed else self._send_end)
@@ -175,21 +162,14 @@ class MlflowTracker(Tracker):
 
     def _find_or_create(self, experiment: str, tags: Mapping[str, str]) -> str:
         """The MLflow run of this folder, RUNNING: found by its stored id or its tag, or a new one."""
-        from mlflow.exceptions import MlflowException
-
         status, config = self.run.status(), self.run.config()
-        if status.get("mlflow_run_id"):
-            with contextlib.suppress(MlflowException):  # the id may belong to another store
-                found = self.client.get_run(status["mlflow_run_id"])
-                same = found.data.tags.get("ivedit.id") == status["id"]
-                if same and found.info.lifecycle_stage == "active":
-                    self.client.update_run(found.info.run_id, status="RUNNING")
-                    return str(found.info.run_id)
-        by_id = f"tags.\"ivedit.id\" = '{status['id']}'"
-        matches = self.client.search_runs([self.experiment_id], by_id, max_results=1)
-        if matches:
-            self.client.update_run(matches[0].info.run_id, status="RUNNING")
-            return str(matches[0].info.run_id)
+        found = self._find(status)
+        if found is not None:
+            self.run_id = str(found.info.run_id)
+            self.client.update_run(self.run_id, status="RUNNING")
+            # A sweep's next attempt says its number, and a store of its own has its own parent.
+            self._send_tags({key: value for key, value in tags.items() if found.data.tags.get(key) != str(value)})
+            return self.run_id
         facts = standard_tags(self.run)
         own = {
             "ivedit.id": status["id"],
@@ -200,11 +180,23 @@ class MlflowTracker(Tracker):
             **({"mlflow.source.git.commit": facts["git"].split()[0]} if "git" in facts else {}),
             **tags,
         }
-        started = _milliseconds(status["started"])
+        started = milliseconds(status["started"])
         # The folder's name without its date: MLflow's columns are narrow, and one of them is the date.
-        name = f"{config.get('name')}-{self.run.name.rsplit('-', 1)[-1]}"
+        name = tags.get("mlflow.runName") or f"{config.get('name')}-{self.run.name.rsplit('-', 1)[-1]}"
         created = self.client.create_run(self.experiment_id, started, own, name)
         return str(created.info.run_id)
+
+    def _find(self, status: Mapping[str, Any]) -> Any | None:
+        """The active MLflow run of this folder, by its stored id or its tag; None when there is none."""
+        from mlflow.exceptions import MlflowException
+
+        if status.get("mlflow_run_id"):
+            with contextlib.suppress(MlflowException):  # the id may belong to another store
+                found = self.client.get_run(status["mlflow_run_id"])
+                if found.data.tags.get("ivedit.id") == status["id"] and found.info.lifecycle_stage == "active":
+                    return found
+        by_id = f"tags.\"ivedit.id\" = '{status['id']}'"
+        return next(iter(self.client.search_runs([self.experiment_id], by_id, max_results=1)), None)
 
     def _send_settings(self) -> None:
         record = read_record(self.run)
@@ -228,7 +220,7 @@ class MlflowTracker(Tracker):
         from mlflow.entities import Param
 
         stored = self.client.get_run(self.run_id).data.params
-        new = [Param(_clean(key), value[:PARAM_CUT]) for key, value in params.items() if _clean(key) not in stored]
+        new = [Param(clean(key), value[:PARAM_CUT]) for key, value in params.items() if clean(key) not in stored]
         for start in range(0, len(new), 100):
             self.client.log_batch(self.run_id, params=new[start : start + 100])
 
@@ -250,14 +242,14 @@ class MlflowTracker(Tracker):
 
     def _send_tags(self, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
-            self.client.set_tag(self.run_id, _clean(key), redact(str(value))[:5000])
+            self.client.set_tag(self.run_id, clean(key), redact(str(value))[:5000])
 
     def _send_metrics(self) -> None:
         from mlflow.entities import Metric
 
         while self._waiting:
             part = self._waiting[:1000]
-            points = [Metric(_clean(name), value, round(when * 1000), step) for name, value, when, step in part]
+            points = [Metric(clean(name), value, round(when * 1000), step) for name, value, when, step in part]
             self.client.log_batch(self.run_id, metrics=points)
             del self._waiting[:1000]
         self._sent_at = time.monotonic()
@@ -305,8 +297,10 @@ class MlflowTracker(Tracker):
         status = self.run.status()
         if status["reason"]:
             self._send_tags({"reason": status["reason"]})
+        if status["state"] == "PRUNED":
+            self._send_tags({"pruned": "true"})
         if status["state"] != "RUNNING":
-            self.client.set_terminated(self.run_id, _STATES[status["state"]], _milliseconds(status["ended"]))
+            self.client.set_terminated(self.run_id, _STATES[status["state"]], milliseconds(status["ended"]))
 
     def _try(self, send: Callable[..., None], *arguments: Any) -> None:
         """Send; a failing store becomes one warning and a minute's rest: the folder has everything."""
@@ -324,71 +318,3 @@ class MlflowTracker(Tracker):
                     redact(self.uri), first_line(error), self.run.path,
                 )  # fmt: skip
             self._broken_at, self._missed = time.monotonic(), True
-
-
-# -- the store -------------------------------------------------------------------------------------
-
-
-def _connect(uri: str, experiment: str, output_dir: Path) -> tuple[Any, str]:
-    """A client of the store and the experiment's id; a new store is set up by one process at a time.
-
-    Parallel first starts on a fresh database fail inside MLflow (each tries to create the tables), hence the
-    lock.
-    """
-    from filelock import FileLock
-
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # Defaults retry for minutes, which would stand still in the middle of training.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    for noisy in ("alembic", "mlflow.store.db.utils"):  # migrations of a new store: forty lines of no use
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    remote = uri.startswith(("http://", "https://"))
-    if remote:
-        check_server(uri)
-    with explain_failure(uri):
-        from mlflow import MlflowClient
-
-        database = sqlite_file(uri)
-        if database is not None:
-            database.parent.mkdir(parents=True, exist_ok=True)
-            check_sqlite(database)
-            lock, artifacts = Path(f"{database}.lock"), database.parent / "mlartifacts"
-        else:
-            digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
-            lock = Path(tempfile.gettempdir()) / f"ivedit-mlflow-{digest}.lock"
-            artifacts = output_dir / "mlartifacts"
-        with FileLock(lock, timeout=300):
-            client = MlflowClient(uri)
-            found = client.get_experiment_by_name(experiment)
-            if found is None:
-                place = None if remote else artifacts.as_uri()
-                return client, str(_create_experiment(client, experiment, place))
-    if found.lifecycle_stage != "active":
-        raise IveditError(
-            f"the MLflow experiment {experiment!r} was deleted: restore it with `mlflow experiments restore "
-            f"-x {found.experiment_id}` or choose another tracking.experiment"
-        )
-    return client, str(found.experiment_id)
-
-
-def _create_experiment(client: Any, experiment: str, place: str | None) -> str:
-    """Create it, or take the one that another machine created on the same server a moment ago."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return str(client.create_experiment(experiment, place, _EXPERIMENT_TAGS))
-    except MlflowException:
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            raise
-        return str(found.experiment_id)
-
-
-def _clean(name: str) -> str:
-    """MLflow's alphabet for names."""
-    return re.sub(r"[^\w./ :-]", "_", name, flags=re.ASCII)[:250]
-
-
-def _milliseconds(moment: str | None) -> int | None:
-    return int(datetime.fromisoformat(moment).timestamp() * 1000) if moment else None

@@ -1,0 +1,8 @@
+"""Everything that knows MLflow, and nothing else may: runs, and the sweeps above them, for comparing in a browser.
+
+The run folder is the truth and MLflow a view of it, which can be made again at any time.
+"""
+
+from ivedit.tracking.run import MlflowTracker, import_run, make_tracker
+
+__all__ = ["MlflowTracker", "import_run", "make_tracker"]
