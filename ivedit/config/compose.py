@@ -71,18 +71,18 @@ def load(experiment: str = experiments.QUICKSTART, *overrides: str) -> Config:
     return compose([f"experiment={experiment}", *overrides]).config
 
 
-def compose(arguments: Sequence[str]) -> Composed:
+def compose(arguments: Sequence[str], origin: str = "command line") -> Composed:
     """Compose what ``python -m ivedit.run ARGUMENTS`` would run.
 
     ``experiment=`` picks the file (default: quickstart); ``resume=FOLDER`` takes the configuration of that run
-    folder instead. ConfigError lists every problem found.
+    folder instead. ConfigError lists every problem found; ``origin`` says in it where the arguments were written.
     """
     special = {name: [a.partition("=")[2] for a in arguments if a.startswith(name + "=")]
                for name in ("experiment", "resume")}  # fmt: skip
     for name, given in special.items():
         if len(given) > 1:
             raise ConfigError(f"{name}= is given {len(given)} times ({', '.join(given)}); give it once")
-    typed = argument_layer([a for a in arguments if not a.startswith("experiment=")])
+    typed = argument_layer([a for a in arguments if not a.startswith("experiment=")], origin)
     resumed = special["resume"][0] if special["resume"] else ""
     if resumed and resumed != "null":
         if special["experiment"]:

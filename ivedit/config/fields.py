@@ -60,9 +60,9 @@ class Field:
 
 
 @functools.cache
-def fields() -> dict[str, Field]:
-    """Every setting by its dotted key, in the schema's order."""
-    return dict(_walk(Config, ""))
+def fields(schema: type = Config) -> dict[str, Field]:
+    """Every setting of ``schema`` (a run's, if not said otherwise) by its dotted key, in the schema's order."""
+    return dict(_walk(schema, ""))
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from ivedit import experiments
 from ivedit.config.fields import fields, groups, show
 from ivedit.errors import ConfigError, or_nearest
 
-__all__ = ["Layer", "Setting", "argument_layer", "file_layers"]
+__all__ = ["Layer", "Setting", "argument_layer", "file_layers", "read_yaml", "typed_value"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _add_file(path: Path, below: tuple[Path, ...], layers: list[Layer], done: se
         raise ConfigError(f"defaults: the experiments inherit from each other in a circle: {chain}")
     if path in done:
         return
-    content, lines = _read_yaml(path)
+    content, lines = read_yaml(path)
     where = experiments.shown(path)
     parents = content.pop("defaults", None) or []
     if not isinstance(parents, list) or not all(isinstance(item, str) for item in parents):
@@ -120,8 +120,8 @@ def _flatten(content: dict[str, Any], prefix: str, layer: Layer, where: str, lin
             layer.add(key, value, f"{where}:{lines[key]}" if key in lines else where)
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """A file's content and the line of every key (dotted)."""
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """A file's content and the line of every key (dotted). ConfigError for what is no mapping or no YAML."""
     where = experiments.shown(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -152,23 +152,29 @@ def _yaml_fault(error: BaseException) -> str:
     return f"line {mark.line + 1}: {problem}" if mark is not None else problem
 
 
-def argument_layer(arguments: list[str]) -> Layer:
-    """The layer of ``key=value`` arguments, typed as in YAML (``1e-3``, ``null``, ``[a, b]``, ``{a: b}``)."""
-    layer = Layer("command line")
+def typed_value(text: str) -> Any:
+    """A command-line value, typed as in YAML (``1e-3``, ``null``, ``[a, b]``, ``{a: b}``). ValueError: no YAML."""
+    if text == "":
+        return ""
+    try:
+        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{text!r} is not valid YAML ({_yaml_fault(error)})") from error
+    return parsed["value"]
+
+
+def argument_layer(arguments: list[str], origin: str = "command line") -> Layer:
+    """The layer of ``key=value`` arguments; ``origin`` says in messages where they were written."""
+    layer = Layer(origin)
     for argument in arguments:
         key, equals, text = argument.partition("=")
-        source = f"command line: {argument}"
         if not equals or not key or key.startswith("-"):
             layer.problems.append(f"{argument}: not understood; settings are written key=value, options are in --help")
             continue
         try:
-            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-            value = parsed["value"]
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            fault = _yaml_fault(error)
-            layer.problems.append(f"{key}: {text!r} is not valid YAML ({fault}); quote it: {key}='\"...\"'")
+            value = typed_value(text)
+        except ValueError as fault:
+            layer.problems.append(f"{key}: {fault}; quote it: {key}='\"...\"'")
             continue
-        if text == "":
-            value = ""
-        layer.add(key, value, source, text)
+        layer.add(key, value, f"{origin}: {argument}", text)
     return layer
