@@ -27,7 +27,15 @@ class ConfigError(IveditError):
 
 
 class Stopped(Exception):
-    """Training ended on request before its last step, which is no failure: the checkpoint is kept."""
+    """Training ended on request before its last step, which is no failure: the checkpoint is kept.
+
+    A reason that begins with ``pruned`` is a sweep's judgement: the run is not worth going on with.
+    """
+
+    @property
+    def state(self) -> str:
+        """How the run's record ends: PRUNED, or STOPPED, which is to be continued."""
+        return "PRUNED" if str(self).startswith("pruned") else "STOPPED"
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -99,7 +99,7 @@ class Tracker:
         """Send what is waiting."""
 
     def finish(self, state: str = "FINISHED", reason: str | None = None) -> None:
-        """End the run: FINISHED, FAILED or STOPPED, with the reason for the last two."""
+        """End the run: FINISHED, FAILED, STOPPED or PRUNED, with the reason for all but the first."""
         self.run.update_status(state=state, reason=redact(reason) if reason else None)
 
     def hint(self) -> str:
@@ -162,7 +162,8 @@ def read_images(run: RunFolder) -> list[dict[str, Any]]:
 
 def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that makes two runs of its task differ."""
-    unused = ("pretrain",) if config.get("task") == "edit" else _ONLY_EDIT
+    task = str(config.get("task"))
+    unused = ("pretrain",) if task == "edit" else _ONLY_EDIT if task.startswith("pretrain_") else ()
     return {key: value for key, value in config.items() if key not in _NOT_SETTINGS and key not in unused}
 
 

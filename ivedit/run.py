@@ -1,8 +1,8 @@
 """``python -m ivedit.run experiment=NAME key=value ...``: compose, train, evaluate, record.
 
 Everything heavy is imported inside the functions that need it, so that ``--help``, ``--print-config``, ``--explain``
-and every configuration error answer at once. Exit codes: 0 done (or stopped at ``train.max_minutes``), 1 the run
-failed, 2 it could not start as configured, 130 interrupted.
+and every configuration error answer at once. Exit codes: 0 done (or stopped at ``train.max_minutes``, or pruned by a
+sweep), 1 the run failed, 2 it could not start as configured, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivedit.config.check import TASKS as PACKAGE_TASKS
 from ivedit.config.compose import Composed, compose, to_yaml
 from ivedit.config.help import OPTIONS, explain, help_text
 from ivedit.errors import ConfigError, IveditError, Stopped, or_nearest
+from ivedit.sweeping.orphans import PARENT_VARIABLE, die_with_parent
+from ivedit.tasks import TASKS
 
 if TYPE_CHECKING:
     from ivedit.config import Config
@@ -35,6 +38,8 @@ log = logging.getLogger("ivedit.run")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks and return the exit code."""
+    if PARENT_VARIABLE in os.environ:
+        die_with_parent()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options, settings = _split_options(given)
@@ -185,7 +190,10 @@ def _recorded(cfg: Config, run: RunFolder) -> int:
         _say_error(f"interrupted; continue with: {_resume_command(run)}")
         return 130
     except Stopped as stop:
-        end("STOPPED", str(stop))
+        end(stop.state, str(stop))
+        if stop.state == "PRUNED":
+            log.info("%s", stop)
+            return 0
         if "SIG" in str(stop):  # training ends the step it is in, keeps a checkpoint and names the signal
             _say_error(f"{stop}; continue with: {_resume_command(run)}")
             return 130
@@ -228,7 +236,9 @@ def _interrupts_as_one_exception() -> Iterator[None]:
 
 
 def _task(cfg: Config) -> Callable[[Config, RunFolder, Tracker], None]:
-    return _edit if cfg.task == "edit" else _pretrain
+    if cfg.task in PACKAGE_TASKS:
+        return _edit if cfg.task == "edit" else _pretrain
+    return TASKS.get(cfg.task)
 
 
 def _pretrain(cfg: Config, run: RunFolder, tracker: Tracker) -> None:

@@ -38,11 +38,16 @@ from typing import Any
 
 from ivedit.errors import IveditError
 
-STATES = ("RUNNING", "FINISHED", "FAILED", "STOPPED")
-"""STOPPED: ended on request (time limit, interrupt) before its last step; `resume=` continues it."""
+STATES = ("RUNNING", "FINISHED", "FAILED", "STOPPED", "PRUNED")
+"""STOPPED: ended on request (time limit, interrupt) before its last step; `resume=` continues it. PRUNED: ended by a
+sweep, which found it not worth going on with."""
 
 RUN_FOLDER_VARIABLE = "IVEDIT_RUN_FOLDER"
 """Set by rank 0 for the ranks it starts; set it yourself when torchrun or SLURM starts all ranks at once."""
+
+RUN_PATH_VARIABLE = "IVEDIT_RUN_PATH"
+"""The new run's folder, where the caller must know it beforehand (a sweep's parent does); instead of a name made from
+time and chance."""
 
 _PASSWORD = re.compile(r"(\w[\w+.-]*://[^\s/:@]*:)[^\s/@]+@")
 
@@ -95,8 +100,9 @@ class RunFolder:
     def create(cls, cfg: Any) -> RunFolder:
         """Make ``<cfg.output_dir>/<cfg.name>-<time>-<4 hex>`` with config, environment and status RUNNING.
 
-        ``cfg`` is the structured config, as a dataclass or an OmegaConf node. A rank other than 0 makes
-        nothing and opens the folder that rank 0 made (`IVEDIT_RUN_FOLDER`).
+        ``cfg`` is the structured config, as a dataclass or an OmegaConf node. `IVEDIT_RUN_PATH` names the folder
+        instead; one that is a run folder already is refused, one that a kill left without status.json is started
+        over. A rank other than 0 makes nothing and opens the folder that rank 0 made (`IVEDIT_RUN_FOLDER`).
         """
         given = os.environ.get(RUN_FOLDER_VARIABLE)
         all_at_once = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
@@ -107,14 +113,19 @@ class RunFolder:
                     "folder's path before starting the ranks with torchrun or srun"
                 )
             return cls(given)
+        wanted = os.environ.get(RUN_PATH_VARIABLE)
         if all_at_once and given:
             path = Path(given)
+        elif wanted:
+            path = Path(wanted)
+            if is_run_folder(path):
+                raise IveditError(f"{RUN_PATH_VARIABLE}: {path} holds a run already; continue it with resume={path}")
         else:
             stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
             path = Path(cfg.output_dir) / f"{cfg.name}-{stamp}-{secrets.token_hex(2)}"
         run = cls(path)
         try:
-            run.path.mkdir(parents=True, exist_ok=all_at_once)
+            run.path.mkdir(parents=True, exist_ok=all_at_once or bool(wanted))
             run.checkpoints.mkdir(exist_ok=True)
             run.media.mkdir(exist_ok=True)
             run.write_config(cfg)
@@ -286,6 +297,11 @@ class RunFolder:
                 target.removeHandler(handler)
             logger.setLevel(previous)
             handler.close()
+
+
+def is_run_folder(path: str | Path) -> bool:
+    """Whether a run was begun there that `resume=` can continue; status.json is the last file that `create` writes."""
+    return all((Path(path) / name).is_file() for name in ("config.yaml", "status.json"))
 
 
 def describe_environment() -> dict[str, Any]:

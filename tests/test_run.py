@@ -127,6 +127,54 @@ def test_an_interrupted_run_says_how_to_continue_and_continues(
     assert (folder / "results.json").exists()
 
 
+def test_a_run_pruned_by_a_sweep_says_so_and_is_no_failure(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    (place / "STOP").write_text("pruned: worse than the median at step 2\n")
+    monkeypatch.setenv("IVEDIT_STOP_FILE", str(place / "STOP"))
+    monkeypatch.setenv("IVEDIT_RUN_PATH", str(place / "runs" / "final-0003-plain"))
+    assert main(["experiment=./small.yaml", "tracking.kind=mlflow"]) == 0
+    ended = status(place / "runs" / "final-0003-plain")
+    assert (ended["state"], ended["reason"]) == ("PRUNED", "pruned: worse than the median at step 2")
+    said, err = capsys.readouterr()
+    assert "pruned: worse than the median" in said and "continue with" not in said and err == ""
+    from mlflow import MlflowClient
+
+    run = MlflowClient(f"sqlite:///{place / 'runs' / 'mlflow.db'}").get_run(ended["mlflow_run_id"])
+    assert (run.info.status, run.data.tags["pruned"]) == ("KILLED", "true")
+
+
+TASK = """
+from ivedit.errors import Stopped
+from ivedit.tasks import register
+
+@register("halve")
+def halve(cfg, run, tracker):
+    tracker.log_metrics({"train/loss": cfg.train.lr / 2}, 1)
+    if cfg.seed:
+        raise Stopped("pruned: a seed")
+"""
+
+
+def test_a_task_from_a_plugin_runs_like_any_other(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "halving_plugin", raising=False)
+    (place / "halving_plugin.py").write_text(TASK)
+    settings = ["plugins=[halving_plugin]", "task=halve", "tracking.kind=none", "train.lr=0.5"]
+    monkeypatch.setenv("IVEDIT_RUN_PATH", str(place / "first"))
+    assert main(settings) == 0
+    assert status(place / "first")["state"] == "FINISHED"
+    assert json.loads((place / "first" / "metrics.jsonl").read_text())["train/loss"] == 0.25
+    monkeypatch.setenv("IVEDIT_RUN_PATH", str(place / "second"))
+    assert main([*settings, "seed=1"]) == 0
+    assert status(place / "second")["state"] == "PRUNED"
+    capsys.readouterr()
+    assert main([*settings[:1], "task=havle", *settings[2:], "output_dir=other"]) == 2
+    assert "did you mean halve" in capsys.readouterr().err
+
+
 def test_a_run_stopped_by_its_time_limit_can_be_resumed(place: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["experiment=./small.yaml", "train.max_minutes=0.0001"]) == 0
     folder = only_run(place)

@@ -67,6 +67,26 @@ def test_all_ranks_started_by_torchrun_share_the_named_folder(tmp_path, monkeypa
     assert paths == [tmp_path / "shared"] * 2
 
 
+def test_a_parent_can_name_the_new_runs_folder_but_not_that_of_another_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("IVEDIT_RUN_FOLDER", "")
+    monkeypatch.setenv("IVEDIT_RUN_PATH", str(tmp_path / "runs" / "slot-0001"))
+    run = RunFolder.create(Config(output_dir="elsewhere"))
+    assert run.path == tmp_path / "runs" / "slot-0001" and run.status()["state"] == "RUNNING"
+    with pytest.raises(IveditError, match=r"IVEDIT_RUN_PATH.* holds a run already; continue it with resume="):
+        RunFolder.create(Config())
+
+
+@pytest.mark.parametrize("left", [(), ("config.yaml",), ("config.yaml", "environment.json")])
+def test_a_named_folder_that_a_kill_left_half_made_is_started_over(tmp_path, monkeypatch, left):
+    monkeypatch.setenv("IVEDIT_RUN_FOLDER", "")
+    monkeypatch.setenv("IVEDIT_RUN_PATH", str(tmp_path / "slot"))
+    (tmp_path / "slot" / "checkpoints").mkdir(parents=True)
+    for name in left:
+        (tmp_path / "slot" / name).write_text("old")
+    run = RunFolder.create(Config(name="anew"))
+    assert run.config()["name"] == "anew" and RunFolder.open(run.path).status()["state"] == "RUNNING"
+
+
 def test_an_unwritable_output_dir_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(IveditError, match=r"output_dir"):

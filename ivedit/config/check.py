@@ -1,8 +1,8 @@
 """Rules between settings: combinations that cannot run, or that would not do what they say.
 
 Each rule names the keys that it speaks of. A rule is skipped when one of its keys already holds a bad value, so that
-one mistake is reported once; all broken rules are reported together. Nothing heavy is imported: names of variants
-and readers from ``plugins`` are left for their registries to judge.
+one mistake is reported once; all broken rules are reported together. Nothing heavy is imported: names of tasks,
+variants and readers from ``plugins`` are left for their registries to judge.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from ivedit.config.fields import fields, show
 from ivedit.config.schema import Config
 from ivedit.errors import or_nearest
 
-__all__ = ["CONTROLS", "OPERATIONS", "READERS", "VARIANTS", "check"]
+__all__ = ["CONTROLS", "OPERATIONS", "READERS", "TASKS", "VARIANTS", "check"]
 
+TASKS = ("edit", "pretrain_text", "pretrain_reader", "pretrain_vae", "pretrain_dit")
 VARIANTS = ("predict_update", "side_by_side", "single_attention", "tuned_attention")
 READERS = ("folder", "sprites")
 OPERATIONS = (
@@ -87,6 +88,13 @@ def _name_is_a_folder_name(c: Config) -> Iterator[str]:
         yield "it names a folder; use letters, digits, dots, dashes and underscores"
 
 
+@rule("task", "plugins")
+def _task_is_known(c: Config) -> Iterator[str]:
+    if not c.plugins:
+        for problem in _unknown([c.task], TASKS, "task"):
+            yield problem + ", or list the module that registers it in plugins"
+
+
 @rule("resume", "init_from")
 def _one_start(c: Config) -> Iterator[str]:
     if c.resume and c.init_from:
@@ -107,7 +115,7 @@ def _init_from_is_for_editors(c: Config) -> Iterator[str]:
 
 @rule("task", "train.max_steps")
 def _pretraining_counts_steps(c: Config) -> Iterator[str]:
-    if c.task != "edit" and c.train.max_steps is None:
+    if c.task in TASKS[1:] and c.train.max_steps is None:
         yield "pretraining counts steps, not epochs; set train.max_steps"
 
 

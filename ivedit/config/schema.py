@@ -21,6 +21,7 @@ __all__ = [
     "TextConfig",
     "TrackingConfig",
     "TrainConfig",
+    "declare",
 ]
 
 
@@ -38,6 +39,10 @@ def _f(
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+declare = _f
+"""For the schema of sweeps."""
 
 
 @dataclass
@@ -311,8 +316,8 @@ class Config:
     summary: str = _f("", "One line: what this experiment changes and why.")
     task: str = _f(
         "edit",
-        "What to train: the edit modules, or a part of the tiny pipeline.",
-        choices=("edit", "pretrain_text", "pretrain_reader", "pretrain_vae", "pretrain_dit"),
+        "What to do: edit trains the edit modules; pretrain_text, pretrain_reader, pretrain_vae and pretrain_dit train "
+        "a part of the tiny pipeline; or a task from `plugins`.",
     )
     seed: int = _f(0, "Seed of weights, data order, noise.", min=0)
     output_dir: str = _f("runs", "Folder for run folders, relative to the working directory.")

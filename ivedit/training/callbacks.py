@@ -228,11 +228,13 @@ class Validation(StepCallback):
 class Stopper(StepCallback):
     """Ends a run between two steps, with a checkpoint: on SIGTERM, Ctrl-C, a time limit or a stop file.
 
-    The first Ctrl-C stops in order; a second one at once. ``reason`` says why, None while nobody asked.
+    The first Ctrl-C stops in order; a second one at once. ``reason`` says why, None while nobody asked. On several
+    devices any rank's signal or time limit stops all of them; the stop file is read by rank 0 alone, since ranks that
+    look at different moments would not agree on what it says. All ranks end with rank 0's reason.
 
     Args:
         max_minutes: Time limit from the start of `fit`; None: none.
-        stop_file: Stop when this file exists (a sweep's parent writes it); None: none.
+        stop_file: Stop when this file exists (a sweep's parent writes it); its first line is the reason. None: none.
     """
 
     _DISTRIBUTED_EVERY = 10
@@ -267,26 +269,28 @@ class Stopper(StepCallback):
         self._asked = name
         logger.info("%s: stopping after this step, with a checkpoint", name)
 
-    def _wish(self) -> str | None:
+    def _wish(self, first: bool) -> str | None:
+        """Why this rank wants to stop; ``first``: it is rank 0."""
         if self._asked:
             return f"stopped by {self._asked}"
         if self.max_minutes is not None and time.monotonic() - self._started > 60 * self.max_minutes:
             return f"train.max_minutes={self.max_minutes:g} is over"
-        if self.stop_file is not None and self.stop_file.exists():
-            return f"asked to stop by {self.stop_file.name}"
+        if self.stop_file is not None and first and self.stop_file.exists():
+            lines = self.stop_file.read_text(encoding="utf-8").splitlines()
+            return lines[0] if lines else f"asked to stop by {self.stop_file.name}"
         return None
 
     def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         if step >= trainer.max_steps:
             return
-        wish = self._wish()
+        wish = self._wish(trainer.is_global_zero)
         if trainer.world_size > 1:
             # All ranks must stop at the same step; asking costs a synchronisation, so only now and then.
             if step % self._DISTRIBUTED_EVERY:
                 return
             if not trainer.strategy.reduce_boolean_decision(wish is not None, all=False):
                 return
-            wish = wish or "stopped by another rank"
+            wish = trainer.strategy.broadcast(wish or "stopped by another rank")  # rank 0's words
         if wish is None:
             return
         from ivedit.training.checkpoint import Checkpointer

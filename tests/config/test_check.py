@@ -14,6 +14,7 @@ REFUSED = {
     "init_from nowhere": (["init_from=nowhere.safetensors"], "no such file or run folder"),
     "init_from for pretraining": (["init_from=shipped", "task=pretrain_vae"], "only task=edit has"),
     "pretraining by epochs": (["task=pretrain_vae"], "set train.max_steps"),
+    "unknown task": (["task=pretrain_va"], "did you mean pretrain_vae"),
     "sprites that are not square": (["data.height=128"], "sprites are square"),
     "name with a slash": (["name=a/b"], "names a folder"),
     "folder without path": (["data.reader=folder"], "needs data.path=FOLDER"),

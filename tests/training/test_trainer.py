@@ -101,11 +101,14 @@ def test_a_time_limit_leaves_a_checkpoint_from_which_the_run_goes_on(tmp_path):
     assert equal(resumed.layer.state_dict(), whole.layer.state_dict())
 
 
-def test_a_stop_file_stops_the_run(tmp_path, monkeypatch):
-    (tmp_path / "stop").touch()
+@pytest.mark.parametrize(
+    ("text", "reason"), [("", "asked to stop by stop"), ("pruned: at step 1\n", "pruned: at step 1")]
+)
+def test_a_stop_file_stops_the_run_for_the_reason_that_it_gives(tmp_path, monkeypatch, text, reason):
+    (tmp_path / "stop").write_text(text)
     monkeypatch.setenv("IVEDIT_STOP_FILE", str(tmp_path / "stop"))
-    _, _, reason = run_small(tmp_path, 6)
-    assert reason == "asked to stop by stop" and reached_step(tmp_path / "checkpoints") == 1
+    _, _, told = run_small(tmp_path, 6)
+    assert told == reason and reached_step(tmp_path / "checkpoints") == 1
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path):
