@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "config": {"errors", "experiments", "registry"},
     "experiments": {"errors"},
     "registry": {"errors"},
-    "tasks": {"registry"},
+    "tasks": {"recording", "runfolder"} | GROUND,
     "quiet": set(),
     "errors": set(),
     "__init__": set(),

@@ -171,6 +171,7 @@ def test_a_task_from_a_plugin_runs_like_any_other(
     assert main([*settings, "seed=1"]) == 0
     assert status(place / "second")["state"] == "PRUNED"
     capsys.readouterr()
+    monkeypatch.delenv("IVEDIT_RUN_PATH")
     assert main([*settings[:1], "task=havle", *settings[2:], "output_dir=other"]) == 2
     assert "did you mean halve" in capsys.readouterr().err
 
