@@ -7,7 +7,7 @@ sprite world or from a user's own clips with masks. Clips are uint8 arrays (T, 3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,6 +43,7 @@ LEAST_CHANGE = 0.01
 
 LEAST_FRAMES = 8
 
+_OPERATIONS = ("recolour", "reshape", "remove")
 _SWAPPED = {"red": "blue", "blue": "red", "yellow": "cyan", "cyan": "yellow", "purple": "pink", "pink": "purple"}
 """Colours that a judge whose red and blue are exchanged takes for each other: the wrong edit shows the partner, so
 such a judge prefers it to the true one."""
@@ -121,12 +122,16 @@ def _leaking(scene: AnchorScene) -> Clip | None:
     if mask.all() or not mask.any():
         return None
     inside = scene.mask[:, 0]
-    colours = [clip.transpose(0, 2, 3, 1)[inside].mean(axis=0) for clip in (scene.truth, scene.source)]
-    washed = []
-    for colour in colours:  # a removal leaves the colour of the background, so the removed object's leaks instead
-        mixed = 0.5 * scene.truth + 0.5 * colour[None, :, None, None]
-        washed.append(np.where(mask, scene.truth, np.rint(mixed).astype(np.uint8)))
-    return max(washed, key=lambda clip: changed_share(clip, scene.truth))
+    new, old = (clip.transpose(0, 2, 3, 1)[inside].mean(axis=0) for clip in (scene.truth, scene.source))
+    washed = [_washed(scene.truth, colour) for colour in (new, old)]
+    washed[0] = np.where(mask, scene.truth, washed[0])
+    # A removal leaves the background's own colour, which would not show: then the removed object's leaks, everywhere.
+    return max(washed, key=lambda clip: changed_share(np.where(mask, scene.truth, clip), scene.truth))
+
+
+def _washed(clip: Clip, colour: NDArray[np.float64]) -> Clip:
+    """The clip half in one colour (3,)."""
+    return np.rint(0.5 * clip + 0.5 * colour[None, :, None, None]).astype(np.uint8)
 
 
 def _flickering(clip: Clip, seed: int) -> Clip:
@@ -200,30 +205,30 @@ def sprite_scenes(count: int = 44, *, frames: int = 17, size: int = 64, split: s
     found: list[AnchorScene] = []
     start, piece = 0, 256
     while len(found) < count:
-        found += _sprite_piece(start, piece, frames, size, split, count - len(found))
+        found += _sprite_piece(start, piece, frames, size, split)
         start += piece
-    return [replace(scene, index=i, name=f"sprites-{i:04d}") for i, scene in enumerate(found)]
+    return [replace(scene, index=i, name=f"sprites-{i:04d}") for i, scene in enumerate(found[:count])]
 
 
-def _sprite_piece(start: int, piece: int, frames: int, size: int, split: str, wanted: int) -> list[AnchorScene]:
-    """At most ``wanted`` suitable scenes among the pairs ``start`` to ``start + piece``."""
+def _sprite_piece(start: int, piece: int, frames: int, size: int, split: str) -> list[AnchorScene]:
+    """The suitable scenes among the pairs ``start`` to ``start + piece``."""
     import torch
 
     from ivedit.sprites import render, sample_pairs
     from ivedit.sprites import vocabulary as v
 
-    pairs = sample_pairs(SEED, torch.arange(start, start + piece), split, ("recolour", "reshape", "remove"), True)
+    pairs = sample_pairs(SEED, torch.arange(start, start + piece), split, _OPERATIONS, balanced=True)
     source, target = pairs.source, pairs.target
     rows = torch.arange(piece)
-    slot, other = pairs.object, 1 - pairs.object  # of two objects, slots 0 and 1
-    fine = (source.present.sum(1) == 2) & (source.present[:, 0] & source.present[:, 1])
+    slot = pairs.object.clamp(0, 1)  # of two objects, in slots 0 and 1
+    other = 1 - slot
+    fine = source.present[:, 0] & source.present[:, 1] & ~source.present[:, 2]
     fine &= ((source.speed > 0) | ~source.present).all(1) & ~source.bounces.any(1)
-    recolour, reshape, remove = (pairs.operation == v.OPERATIONS.index(n) for n in ("recolour", "reshape", "remove"))
-    slot, other = slot.clamp(0, 1), other.clamp(0, 1)
+    recolour, reshape, remove = (pairs.operation == v.OPERATIONS.index(name) for name in _OPERATIONS)
     new_colour, new_shape = target.colour[rows, slot], target.shape[rows, slot]
     partner = torch.tensor([v.COLOURS.index(_SWAPPED.get(name, name)) for name in v.COLOURS])
-    # A recoloured object gets, by turns, the partner's colour, and leaves its colour to the other object.
-    on_other = (rows // 3) % 2 == 1
+    # Of two recolourings one gives the partner's colour, and one gives the right colour to the other object.
+    on_other = (rows // len(_OPERATIONS)) % 2 == 1
     fine &= ~recolour | ((partner[new_colour] != new_colour) & (partner[new_colour] != source.colour[rows, slot]))
     fine &= ~recolour | (source.colour[rows, other] != new_colour)
     fine &= ~reshape | (source.shape[rows, other] != new_shape)
@@ -237,15 +242,16 @@ def _sprite_piece(start: int, piece: int, frames: int, size: int, split: str, wa
     present[rows[remove], other[remove]] = False
     wrong = replace(source, colour=colour, shape=shape, present=present).canonical()
 
-    keep = fine.nonzero().flatten()[:wanted]
+    keep = fine.nonzero().flatten()
     times = torch.arange(frames)
     levels = [
         (render(scenes[keep], times, size) * 255).round().to(torch.uint8).numpy() for scenes in (source, target, wrong)
     ]
-    return [
+    scenes = [
         AnchorScene("", a, b, c, (a != b).any(axis=1, keepdims=True), pairs.instruction[row])
         for row, a, b, c in zip(keep.tolist(), *levels, strict=True)
     ]
+    return [scene for scene in scenes if changed_share(scene.source, scene.truth) >= LEAST_CHANGE]
 
 
 def masked_scenes(clips: Sequence[MaskedClip]) -> tuple[list[AnchorScene], list[str]]:
@@ -331,5 +337,3 @@ def _recoloured(source: Clip, mask: Mask, index: int) -> tuple[Clip, str]:
             return painted, name
     raise _Unfit("no colour shows on it")
 
-
-Maker = Callable[[Clip, Clip, Mask], Clip]
