@@ -172,6 +172,31 @@ def test_a_setting_changed_on_resume_is_told_in_a_tag_and_kept_as_a_file(store):
     assert len(again.client.search_runs([again.experiment_id], "tags.experiment = 'trial'")) == 2  # and fresh_store's
 
 
+def test_what_a_run_does_on_the_way_is_no_drift_of_a_run_that_is_continued(store):
+    cfg, run, first = started(store, train__validate_every=77, evaluation__batch_size=5)
+    first.finish("STOPPED", "interrupted")
+    again = make_tracker(cfg, RunFolder.open(run.path))
+    assert "param_drift" not in again.client.get_run(again.run_id).data.tags
+
+
+def test_the_next_attempt_at_a_run_tells_its_own_tags(store):
+    cfg, run, first = started(store, tracking__tags={"attempt": "1", "arm": "full", "mlflow.runName": "full, seed 0"})
+    first.finish("STOPPED", "interrupted")
+    cfg.tracking.tags["attempt"] = "2"
+    again = make_tracker(cfg, RunFolder.open(run.path))
+    found = again.client.get_run(again.run_id)
+    assert (found.data.tags["attempt"], found.data.tags["arm"]) == ("2", "full")
+    assert found.info.run_name == "full, seed 0"
+
+
+def test_a_pruned_run_is_killed_in_mlflow_and_says_why(store):
+    _, _, tracker = started(store)
+    tracker.finish("PRUNED", "pruned at step 40: val/loss 0.9")
+    found = tracker.client.get_run(tracker.run_id)
+    assert found.info.status == "KILLED"
+    assert found.data.tags["pruned"] == "true" and "step 40" in found.data.tags["reason"]
+
+
 def test_long_parameters_are_cut_and_the_yaml_is_whole(store):
     _, run, tracker = started(store, data__path="x" * 600)
     assert tracker.client.get_run(tracker.run_id).data.params["data.path"] == "x" * 250

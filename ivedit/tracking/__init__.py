@@ -4,5 +4,6 @@ The run folder is the truth and MLflow a view of it, which can be made again at 
 """
 
 from ivedit.tracking.run import MlflowTracker, import_run, make_tracker
+from ivedit.tracking.sweep import ChildRun, SweepRun
 
-__all__ = ["MlflowTracker", "import_run", "make_tracker"]
+__all__ = ["ChildRun", "MlflowTracker", "SweepRun", "import_run", "make_tracker"]

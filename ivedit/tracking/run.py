@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -32,7 +31,7 @@ from ivedit.recording import (
     telling,
 )
 from ivedit.runfolder import RunFolder, process_rank, redact, same_number
-from ivedit.tracking.store import clean, connect, milliseconds
+from ivedit.tracking.store import clean, connect, milliseconds, page_hint
 from ivedit.tracking_uri import check_uri, default_uri, explain_failure, first_line
 
 logger = logging.getLogger("ivedit.tracking")
@@ -144,14 +143,7 @@ class MlflowTracker(Tracker):
 
     def hint(self) -> str:
         """See `Tracker.hint`."""
-        # MLflow opens on its pages for chat models; this address leads to the runs' charts.
-        place = f"/#/experiments/{self.experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
-        if self.uri.startswith("http"):
-            return f"compare runs at {self.uri.rstrip('/')}{place}"
-        return (
-            f"compare runs: mlflow ui --backend-store-uri {shlex.quote(redact(self.uri))}\n"
-            f"then open http://127.0.0.1:5000{place}"
-        )
+        return page_hint(self.uri, self.experiment_id)
 
     def replay(self) -> None:
         """Send everything that the run folder holds; what the store has already stays as it is."""
@@ -229,8 +221,11 @@ class MlflowTracker(Tracker):
         stored, default = self.client.get_run(self.run_id).data, default_settings()
         if not stored.params:
             return
-        drift = []
-        for key, value in flatten(relevant(self.run.config())).items():
+        drift, config = [], self.run.config()
+        told_ones = {*stored.params, *telling(config)}  # the others were never told, whatever they were
+        for key, value in flatten(relevant(config)).items():
+            if key not in told_ones:
+                continue
             before = stored.params.get(key, default.get(key, value)[:PARAM_CUT])
             if value[:PARAM_CUT] != before:
                 drift.append(f"{key}: {before} -> {value[:PARAM_CUT]}")

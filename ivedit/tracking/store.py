@@ -6,16 +6,20 @@ environment variable MLFLOW_RUN_ID overrides it silently.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import re
+import shlex
 import tempfile
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ivedit.errors import IveditError
+from ivedit.runfolder import redact
 from ivedit.tracking_uri import check_server, check_sqlite, explain_failure, sqlite_file
 
 _EXPERIMENT_TAGS = {
@@ -30,8 +34,6 @@ def connect(uri: str, experiment: str, output_dir: Path) -> tuple[Any, str]:
     Parallel first starts on a fresh database fail inside MLflow (each tries to create the tables), hence the
     lock.
     """
-    from filelock import FileLock
-
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Defaults retry for minutes, which would stand still in the middle of training.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -48,12 +50,8 @@ def connect(uri: str, experiment: str, output_dir: Path) -> tuple[Any, str]:
         if database is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
             check_sqlite(database)
-            lock, artifacts = Path(f"{database}.lock"), database.parent / "mlartifacts"
-        else:
-            digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
-            lock = Path(tempfile.gettempdir()) / f"ivedit-mlflow-{digest}.lock"
-            artifacts = output_dir / "mlartifacts"
-        with FileLock(lock, timeout=300):
+        artifacts = (database.parent if database else output_dir.resolve()) / "mlartifacts"
+        with store_lock(uri):
             client = MlflowClient(uri)
             found = client.get_experiment_by_name(experiment)
             if found is None:
@@ -65,6 +63,30 @@ def connect(uri: str, experiment: str, output_dir: Path) -> tuple[Any, str]:
             f"-x {found.experiment_id}` or choose another tracking.experiment"
         )
     return client, str(found.experiment_id)
+
+
+@contextlib.contextmanager
+def store_lock(uri: str) -> Iterator[None]:
+    """One process of this machine at a time: beside a sqlite file, else in the temporary folder."""
+    from filelock import FileLock
+
+    database = sqlite_file(uri)
+    digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    elsewhere = Path(tempfile.gettempdir()) / f"ivedit-mlflow-{digest}.lock"
+    with FileLock(f"{database}.lock" if database else elsewhere, timeout=300):
+        yield
+
+
+def page_hint(uri: str, experiment_id: str) -> str:
+    """How to open the charts of an experiment's runs."""
+    # MLflow opens on its pages for chat models; this address leads to the runs' charts.
+    place = f"/#/experiments/{experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
+    if uri.startswith("http"):
+        return f"compare runs at {uri.rstrip('/')}{place}"
+    return (
+        f"compare runs: mlflow ui --backend-store-uri {shlex.quote(redact(uri))}\n"
+        f"then open http://127.0.0.1:5000{place}"
+    )
 
 
 def _create_experiment(client: Any, experiment: str, place: str | None) -> str:

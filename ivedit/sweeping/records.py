@@ -1,0 +1,168 @@
+"""A sweep's records: the table and plots of its slots as files, and the same, with the slots' runs, in MLflow.
+
+Optuna's study says what each slot came to and the run folders say how; both are read here and nothing is decided. All
+of it may be made again at any time, from any machine. MLflow that breaks down in the middle costs a warning, never the
+sweep: the next refresh, or ``python -m ivedit.report --import SWEEP_FOLDER``, makes it good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from ivedit.runfolder import redact
+from ivedit.sweeping.mirror import Stages, mirror_sweep, open_sweep_run, slot_tags
+from ivedit.sweeping.spec import Stage, Sweep
+from ivedit.sweeping.tables import write_tables
+from ivedit.tracking_uri import default_uri, first_line
+
+if TYPE_CHECKING:
+    from ivedit.tracking import SweepRun
+
+__all__ = ["Stages", "SweepRecorder", "sweep_id", "tracking_uri"]
+
+logger = logging.getLogger("ivedit.sweeping")
+
+REFRESH_SECONDS = 30.0
+"""A refresh sooner than this after the one before does nothing, unless it is the last."""
+
+_STATES = {"FINISHED": "FINISHED", "STOPPED": "KILLED", "FAILED": "FAILED"}
+
+
+class SweepRecorder:
+    """Keeps a sweep's folder (tables, plots) and its parent run in MLflow as the study and the run folders are.
+
+    Made by every launcher of the sweep, on every machine: `open_parent` before the first child, `child_settings` and
+    `child_environment` for each child, `refresh` when something has changed, `close` at the end.
+
+    Args:
+        sweep: With ``tracking_kind`` ``none`` only files are written.
+        first: The sweep's first stage, whose study's name tells sweeps in one shared storage apart.
+    """
+
+    def __init__(self, sweep: Sweep, first: Stage) -> None:
+        self.sweep = sweep
+        self.id = sweep_id(sweep, first)
+        self.parent: SweepRun | None = None
+        self._stages: Stages = ()
+        self._seen: object = None
+        self._at = -REFRESH_SECONDS
+        self._broken = False
+
+    @property
+    def parent_id(self) -> str | None:
+        """The parent's MLflow run id; None with ``tracking_kind`` ``none``, and before `open_parent`."""
+        return self.parent.run_id if self.parent else None
+
+    def open_parent(self) -> str | None:
+        """Find or create the parent run, RUNNING, and return its id (None with ``tracking_kind`` ``none``).
+
+        Raises:
+            IveditError: the store cannot be used; one line, before any child is started.
+        """
+        if self.sweep.tracking_kind != "none":
+            self.parent = open_sweep_run(self.sweep, self.id, tracking_uri(self.sweep))
+        return self.parent_id
+
+    def child_settings(self, stage: Stage, slot: int, *, trial: int, attempt: int) -> list[str]:
+        """The ``tracking.*`` arguments of the run of a slot: no part of its configuration's hash.
+
+        The store's address, which may hold a password, travels in `child_environment` and is in no list of processes.
+        """
+        tags = slot_tags(self.sweep, self.id, stage, slot, trial=trial, attempt=attempt)
+        if self.parent_id is not None:
+            tags["mlflow.parentRunId"] = self.parent_id
+        return [
+            f"tracking.kind={self.sweep.tracking_kind}", "tracking.uri=null",
+            f"tracking.experiment={self.sweep.experiment}", f"tracking.tags={json.dumps(tags)}",
+        ]  # fmt: skip
+
+    def child_environment(self) -> dict[str, str]:
+        """Environment variables of the children, beside what they inherit."""
+        return {} if self.parent is None else {"MLFLOW_TRACKING_URI": self.parent.uri}
+
+    def refresh(self, stages: Stages, *, last: bool = False) -> None:
+        """Bring tables, plots, the parent and the children's states up to date with ``stages``.
+
+        Returns at once when nothing has changed, when the refresh before is under `REFRESH_SECONDS` old, or when
+        another launcher of the folder is at it; the ``last`` one is always made. Never raises because of MLflow.
+        """
+        self._stages = stages
+        seen = [(stage.study, result) for stage, results in stages for result in results]
+        if not last and (time.monotonic() - self._at < REFRESH_SECONDS or seen == self._seen):
+            return
+        try:
+            with FileLock(self.sweep.folder / ".records.lock", timeout=120 if last else 0):
+                self._refresh(stages)
+        except Timeout:  # another launcher is at it, with the same study before it
+            return
+        self._seen, self._at = seen, time.monotonic()
+
+    def close(self, state: str, reason: str | None = None) -> None:
+        """A last refresh, and the parent's end: FINISHED, FAILED (a slot failed for good) or STOPPED (interrupted).
+
+        The parent stays RUNNING while slots do: then another machine is still at work.
+        """
+        self.refresh(self._stages, last=True)
+        at_work = any(result.state == "RUNNING" for _, results in self._stages for result in results)
+        if self.parent is not None and not at_work:
+            self._try(lambda parent: parent.end(_STATES[state], reason))
+
+    def hint(self) -> str:
+        """Where to look at the sweep."""
+        if self.parent is not None:
+            return self.parent.hint()
+        return f"imported into MLflow by: python -m ivedit.report --import {self.sweep.folder}"
+
+    def _refresh(self, stages: Stages) -> None:
+        write_tables(self.sweep, stages)
+        if self.parent is not None:
+            self._try(lambda parent: mirror_sweep(parent, self.sweep, stages))
+
+    def _try(self, work: Callable[[SweepRun], object]) -> None:
+        """Do it; a store that fails becomes one warning until it works again."""
+        assert self.parent is not None
+        try:
+            work(self.parent)
+            self._broken = False
+        except Exception as error:  # of the store, its server, its disk: none is worth a sweep
+            if not self._broken:
+                logger.warning(
+                    "MLflow at %s does not answer (%s). The sweep goes on and its folder is complete; if the page "
+                    "misses something at the end: python -m ivedit.report --import %s",
+                    redact(self.parent.uri), first_line(error), self.sweep.folder,
+                )  # fmt: skip
+            self._broken = True
+
+
+def sweep_id(sweep: Sweep, first: Stage) -> str:
+    """The sweep's name for itself, the same in every launcher that works on the same studies.
+
+    With the journal file of the folder it is kept there (``sweep_id``); in a shared storage studies of one name are one
+    study, hence one sweep.
+    """
+    if sweep.storage is not None:
+        return hashlib.sha256(f"{sweep.name}\n{first.study}".encode()).hexdigest()[:32]
+    path = sweep.folder / "sweep_id"
+    if not path.exists():
+        sweep.folder.mkdir(parents=True, exist_ok=True)
+        new = sweep.folder / f".sweep_id.{uuid.uuid4().hex}"
+        new.write_text(uuid.uuid4().hex + "\n", encoding="ascii")
+        with contextlib.suppress(FileExistsError):  # unlike a rename, a link fails where another launcher was first
+            os.link(new, path)
+        new.unlink()
+    return path.read_text(encoding="ascii").strip()
+
+
+def tracking_uri(sweep: Sweep) -> str:
+    """The MLflow store of the sweep and of its children."""
+    return sweep.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(sweep.output_dir)
