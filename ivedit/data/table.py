@@ -16,7 +16,7 @@ from typing import Any
 from ivedit.data.record import PairTexts
 from ivedit.errors import ConfigError, or_nearest
 
-__all__ = ["TableRow", "read_table", "some"]
+__all__ = ["TableRow", "inside", "read_table", "some"]
 
 REQUIRED = ("source", "target", "instruction")
 OPTIONAL = ("id", "source_caption", "target_caption", "mask", "operation", "split")
@@ -147,7 +147,7 @@ def _checked(root: Path, rows: list[dict[str, Any]], table: str) -> list[TableRo
         paths: dict[str, Path | None] = {}
         for field in ("source", "target", "mask"):
             value = _text(row.get(field))
-            path = None if value is None else _inside(root, value)
+            path = None if value is None else inside(root, value)
             if value is not None and path is None:
                 escaping.append(f"{name}: {value!r}")
             paths[field] = path
@@ -171,7 +171,7 @@ def _checked(root: Path, rows: list[dict[str, Any]], table: str) -> list[TableRo
     return result
 
 
-def _inside(root: Path, value: str) -> Path | None:
+def inside(root: Path, value: str) -> Path | None:
     """The file that a cell names, links followed; None when it lies outside `root`."""
     try:
         path = (root / value).resolve()

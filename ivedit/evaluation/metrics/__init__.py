@@ -3,29 +3,47 @@
 Importing this package registers the built-in ones; see `register_metric` for adding one from a plugin.
 """
 
-from ivedit.evaluation.metrics.base import METRICS, ClipMetric, Reference, build_metrics, register_metric
+from ivedit.evaluation.metrics.base import (
+    METRICS,
+    ClipMetric,
+    Reference,
+    Unavailable,
+    build_metrics,
+    register_metric,
+    skipped_metrics,
+)
 from ivedit.evaluation.metrics.flow import SourceFlow, source_flow, start_source_flow
 from ivedit.evaluation.metrics.gate import GateAUC, token_coverage, weighted_auc
-from ivedit.evaluation.metrics.motion import FlickerRatio, MotionRatio, SharpnessRatio, WarpError
-from ivedit.evaluation.metrics.region import EditSuccess, FramePSNR, RegionPSNR, RegionSSIM, region_psnr
+from ivedit.evaluation.metrics.motion import (
+    MOVES_OTHERWISE,
+    FlickerRatio,
+    MotionAgreement,
+    MotionRatio,
+    SharpnessRatio,
+    WarpError,
+)
+from ivedit.evaluation.metrics.region import EditSuccess, FramePSNR, RegionPSNR, RegionSSIM
 
 __all__ = [
     "METRICS",
+    "MOVES_OTHERWISE",
     "ClipMetric",
     "EditSuccess",
     "FlickerRatio",
     "FramePSNR",
     "GateAUC",
+    "MotionAgreement",
     "MotionRatio",
     "Reference",
     "RegionPSNR",
     "RegionSSIM",
     "SharpnessRatio",
     "SourceFlow",
+    "Unavailable",
     "WarpError",
     "build_metrics",
-    "region_psnr",
     "register_metric",
+    "skipped_metrics",
     "source_flow",
     "start_source_flow",
     "token_coverage",

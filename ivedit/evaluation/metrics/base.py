@@ -7,7 +7,7 @@ without a kept region, a source that stands still) gets NaN, "no value": it is c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,14 @@ from torchmetrics.utilities import dim_zero_cat
 from ivedit.evaluation.metrics.flow import PendingFlow, SourceFlow, source_flow
 from ivedit.registry import Registry
 
-__all__ = ["METRICS", "ClipMetric", "Reference", "build_metrics", "register_metric"]
+__all__ = [
+    "METRICS", "ClipMetric", "Reference", "Unavailable", "build_metrics", "frame_chunks", "register_metric",
+    "skipped_metrics",
+]
+
+_CHUNK_PIXELS = 1 << 21
+"""Pixels (of all clips of a batch) that a metric works on at once: large clips stay within the memory of a laptop, and
+within a processor's cache, where they are several times faster."""
 
 
 @dataclass
@@ -28,11 +35,15 @@ class Reference:
 
     Attributes:
         source: (B, T, 3, H, W) the clips before the edit, in [0, 1].
-        target: (B, T, 3, H, W) the true edits, in [0, 1].
+        target: (B, T, 3, H, W) the true edits, in [0, 1]; where none is known, the source.
         mask: (B, T, 1, H, W) True (or above 0.5) where the true edit may differ from the source.
         clips: (B,) whole numbers that identify the clips; they order and pair values. Default: 0 .. B - 1.
         flow: The sources' optical flow, computed once and shared by all rows; it may still be under way
             (`start_source_flow`); None: computed when first asked for.
+        truth: (B,) bool, whether ``target`` is a true edit. Without one, what is measured against it inside the edited
+            region has no value; the kept region is still the source's. None: all are.
+        captions: B descriptions of the wanted results, for metrics that read words; None, or "": not known.
+        source_captions: B descriptions of the sources.
     """
 
     source: Tensor
@@ -40,7 +51,12 @@ class Reference:
     mask: Tensor
     clips: Tensor | None = None
     flow: SourceFlow | PendingFlow | None = None
-    _shared: tuple[str, Tensor, Tensor] | None = field(default=None, repr=False)
+    truth: Tensor | None = None
+    captions: Sequence[str] | None = None
+    source_captions: Sequence[str] | None = None
+    _shared: dict[str, Any] = field(default_factory=dict, repr=False)
+    _of: Tensor | None = field(default=None, repr=False)
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Check shapes and make the mask boolean.
@@ -65,6 +81,8 @@ class Reference:
             self.clips = torch.arange(b, device=self.source.device)
         if self.clips.shape != (b,):
             raise ValueError(f"clips must be ({b},), got {tuple(self.clips.shape)}")
+        if self.truth is not None and (self.truth.shape != (b,) or self.truth.dtype != torch.bool):
+            raise ValueError(f"truth must be ({b},) bool, got {tuple(self.truth.shape)} {self.truth.dtype}")
 
     def region(self, name: str) -> Tensor:
         """(B, T, 1, H, W) bool: the ``edited`` region is the mask, the ``kept`` one the rest."""
@@ -80,15 +98,41 @@ class Reference:
         self.flow = flow.to(self.source.device)
         return self.flow
 
-    def shared(self, key: str, edited: Tensor, compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """``compute(edited, target)``, kept for as long as metrics ask about this very tensor ``edited``."""
-        if self._shared is None or self._shared[0] != key or self._shared[1] is not edited:
-            self._shared = (key, edited, compute(edited, self.target))
-        return self._shared[2]
+    def against_truth(self, values: Tensor) -> Tensor:
+        """``values`` (B, ...) where a true edit is known, no value elsewhere."""
+        if self.truth is None:
+            return values
+        known = self.truth.to(values.device).view(-1, *[1] * (values.ndim - 1))
+        return torch.where(known, values, torch.nan)
+
+    def shared(self, key: str, edited: Tensor, compute: Callable[[], Any]) -> Any:
+        """``compute()``, kept under ``key`` for as long as metrics ask about this very tensor ``edited``."""
+        if self._of is not edited:
+            self._shared, self._of = {}, edited
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]
+
+    def kept(self, key: str, compute: Callable[[], Any]) -> Any:
+        """``compute()``, kept under ``key`` for this reference's life: what depends on no edit is found once."""
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
 
     def release(self) -> None:
         """Forget what `shared` keeps."""
-        self._shared = None
+        self._shared, self._of = {}, None
+
+
+def frame_chunks(clips: Tensor, overlap: int = 0) -> Iterator[slice]:
+    """Slices of the frames of ``clips`` (B, T, C, H, W), a few at a time; each reaches ``overlap`` frames back.
+
+    With ``overlap`` 1 every pair of neighbouring frames lies in exactly one slice.
+    """
+    b, t, _, h, w = clips.shape
+    size = max(1, _CHUNK_PIXELS // (b * h * w))
+    for start in range(overlap, t, size):
+        yield slice(start - overlap, min(start + size, t))
 
 
 class ClipMetric(Metric):
@@ -148,11 +192,16 @@ class ClipMetric(Metric):
 
 
 METRICS: Registry[Callable[[Any], ClipMetric]] = Registry("metric")
-"""name -> factory that takes the ``evaluation`` section of the configuration and returns a `ClipMetric`."""
+"""name -> factory that takes the ``evaluation`` section of the configuration and returns a `ClipMetric`, or raises
+`Unavailable`."""
+
+
+class Unavailable(Exception):
+    """A metric that cannot be computed as configured, with the reason: shown as ``skipped (reason)``, never as 0."""
 
 
 def register_metric(
-    name: str, *, label: str, meaning: str, range: str, better: str, source: str, digits: int = 2
+    name: str, *, label: str, meaning: str, range: str, better: str, source: str, digits: int = 2, needs: str = ""
 ) -> Callable[[Callable[[Any], ClipMetric]], Callable[[Any], ClipMetric]]:
     """Decorator for a metric's factory; a module named in ``plugins:`` may use it too.
 
@@ -164,14 +213,28 @@ def register_metric(
         better: ``higher``, ``lower`` or ``near 1``.
         source: Formula or paper.
         digits: Decimals shown.
+        needs: Entry of ``evaluation.weights`` without which it is skipped; empty: nothing.
     """
     if better not in ("higher", "lower", "near 1"):
         raise ValueError(f"better is higher, lower or near 1, not {better!r}")
     return METRICS.register(
-        name, label=label, meaning=meaning, range=range, better=better, source=source, digits=digits
+        name, label=label, meaning=meaning, range=range, better=better, source=source, digits=digits, needs=needs
     )
 
 
 def build_metrics(evaluation: Any) -> dict[str, ClipMetric]:
-    """Every registered metric, new and empty, for one row of a table."""
-    return {name: METRICS.get(name)(evaluation) for name in METRICS.names()}
+    """Every registered metric that can be computed, new and empty, for one row of a table."""
+    return {name: found for name, found in _built(evaluation) if not isinstance(found, str)}
+
+
+def skipped_metrics(evaluation: Any) -> dict[str, str]:
+    """{metric: ``skipped (reason)``} of those that cannot."""
+    return {name: found for name, found in _built(evaluation) if isinstance(found, str)}
+
+
+def _built(evaluation: Any) -> Iterator[tuple[str, ClipMetric | str]]:
+    for name in METRICS.names():
+        try:
+            yield name, METRICS.get(name)(evaluation)
+        except Unavailable as reason:
+            yield name, f"skipped ({reason})"

@@ -9,16 +9,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ivedit.evaluation.metrics.base import ClipMetric, Reference, register_metric
+from ivedit.evaluation.metrics.base import ClipMetric, Reference, frame_chunks, register_metric
 from ivedit.evaluation.metrics.flow import warp_previous
 
-__all__ = ["FlickerRatio", "MotionRatio", "SharpnessRatio", "WarpError"]
+__all__ = ["MOVES_OTHERWISE", "FlickerRatio", "MotionAgreement", "MotionRatio", "SharpnessRatio", "WarpError"]
 
 STILL = 1e-4
 """A clip whose mean absolute frame difference is below this (a fortieth of a grey level) stands still: ratios to its
 motion have no value."""
+
+MOVES_OTHERWISE = 0.8
+"""An edit whose motion agreement is below this moves otherwise than its source: frozen, shuffled, or as the instruction
+asked. Its warp error, which follows the source's flow, then says nothing about its quality, so it is flagged."""
+
+_MOVED = 6 / 255
+"""Change of a small neighbourhood's mean colour from one frame to the next that counts as motion, not as noise."""
 
 STILL_PIXEL = 4 / 255
 """A pixel is at rest between two frames when no colour of it changes by more than this."""
@@ -30,7 +38,27 @@ def _no_value(like: Tensor) -> Tensor:
 
 def _steps(clip: Tensor) -> Tensor:
     """(B, T, 3, H, W) -> |frame difference| (B, T - 1, 3, H, W)."""
-    return (clip[:, 1:].float() - clip[:, :-1].float()).abs()
+    return (clip[:, 1:].float() - clip[:, :-1].float()).abs_()
+
+
+def _motion(clip: Tensor) -> Tensor:
+    """(B, T, 3, H, W) -> (B,) mean absolute frame difference."""
+    total = sum(_steps(clip[:, part]).sum(dim=(1, 2, 3, 4), dtype=torch.float64) for part in frame_chunks(clip, 1))
+    assert isinstance(total, Tensor)
+    return (total / clip[:, 1:].flatten(1).shape[1]).float()
+
+
+def _rest(reference: Reference) -> Tensor:
+    """(B, T - 1, H, W) bool: pixels that change neither in the source nor in the true edit (`STILL_PIXEL`)."""
+
+    def still(clip: Tensor) -> Tensor:
+        return torch.cat(
+            [_steps(clip[:, part]).amax(dim=2) <= STILL_PIXEL for part in frame_chunks(clip, 1)], dim=1
+        )
+
+    if reference.target is reference.source:
+        return still(reference.source)
+    return still(reference.source) & still(reference.target)
 
 
 class WarpError(ClipMetric):
@@ -47,9 +75,12 @@ class WarpError(ClipMetric):
         if edited.shape[1] < 2:
             return _no_value(edited)
         flow = reference.flow_of_source()
-        error = (edited[:, 1:].float() - warp_previous(edited, flow.backward)).abs().mean(dim=2, keepdim=True)
-        seen = flow.visible
-        return torch.where(seen, error, 0).sum(dim=(1, 2, 3, 4)) / seen.sum(dim=(1, 2, 3, 4))
+        total = torch.zeros(len(edited), dtype=torch.float64, device=edited.device)
+        for part in frame_chunks(edited, 1):
+            clip, steps = edited[:, part].float(), slice(part.start, part.stop - 1)
+            error = (clip[:, 1:] - warp_previous(clip, flow.backward[:, steps])).abs_().mean(dim=2, keepdim=True)
+            total += (error * flow.visible[:, steps]).sum(dim=(1, 2, 3, 4), dtype=torch.float64)
+        return (total / flow.visible.sum(dim=(1, 2, 3, 4))).float()
 
 
 class FlickerRatio(ClipMetric):
@@ -65,11 +96,13 @@ class FlickerRatio(ClipMetric):
         """(B,) from 0; no value when the source stands still, for a single frame, or when nothing rests."""
         if edited.shape[1] < 2:
             return _no_value(edited)
-        source = _steps(reference.source)
-        rest = (source.amax(dim=2) <= STILL_PIXEL) & (_steps(reference.target).amax(dim=2) <= STILL_PIXEL)
-        change = torch.where(rest, _steps(edited).mean(dim=2), 0).sum(dim=(1, 2, 3)) / rest.sum(dim=(1, 2, 3))
-        motion = source.mean(dim=(1, 2, 3, 4))
-        return torch.where(motion > STILL, change / motion, torch.nan)
+        rest = reference.kept("rest", lambda: _rest(reference))
+        total = torch.zeros(len(edited), dtype=torch.float64, device=edited.device)
+        for part in frame_chunks(edited, 1):
+            change = _steps(edited[:, part]).mean(dim=2) * rest[:, part.start : part.stop - 1]
+            total += change.sum(dim=(1, 2, 3), dtype=torch.float64)
+        motion = reference.kept("motion", lambda: _motion(reference.source))
+        return torch.where(motion > STILL, (total / rest.sum(dim=(1, 2, 3))).float() / motion, torch.nan)
 
 
 class MotionRatio(ClipMetric):
@@ -81,29 +114,68 @@ class MotionRatio(ClipMetric):
         """(B,) from 0; no value when the source stands still or has one frame."""
         if edited.shape[1] < 2:
             return _no_value(edited)
-        motion = _steps(reference.source).mean(dim=(1, 2, 3, 4))
-        return torch.where(motion > STILL, _steps(edited).mean(dim=(1, 2, 3, 4)) / motion, torch.nan)
+        motion = reference.kept("motion", lambda: _motion(reference.source))
+        return torch.where(motion > STILL, _motion(edited) / motion, torch.nan)
+
+
+class MotionAgreement(ClipMetric):
+    """Whether the edit moves where and when its source does: 1 for a recoloured object, 0 for a frozen clip.
+
+    Cosine similarity of two maps over space and time: the share of pixels that move, in each cell of an 8 x 8 grid,
+    between each two frames. A pixel moves when a small neighbourhood's mean colour changes by more than `_MOVED`.
+    """
+
+    higher_is_better = True
+
+    def measure(self, edited: Tensor, reference: Reference) -> Tensor:
+        """(B,) in [0, 1]; no value when the source stands still or has one frame."""
+        if edited.shape[1] < 2:
+            return _no_value(edited)
+        source = reference.kept("moving", lambda: _moving(reference.source))
+        return torch.where(
+            source.sum(dim=1) > 0, F.cosine_similarity(source, _moving(edited), dim=1).clamp(0, 1), torch.nan
+        )
+
+
+def _moving(clip: Tensor) -> Tensor:
+    """(B, T, 3, H, W) -> (B, (T - 1) * 64): share of moving pixels in each cell and step."""
+    side = max(3, min(clip.shape[-2:]) // 21 | 1)
+    found = []
+    for part in frame_chunks(clip, 1):
+        steps = (clip[:, part.start + 1 : part.stop].float() - clip[:, part.start : part.stop - 1].float()).flatten(0, 1)
+        # large neighbourhoods need not be looked at around every pixel
+        mean = F.avg_pool2d(steps, side, max(1, side // 3), side // 2, count_include_pad=False)
+        moved = (mean.abs().amax(dim=1, keepdim=True) > _MOVED).float()
+        found.append(F.adaptive_avg_pool2d(moved, 8).reshape(len(clip), -1))
+    return torch.cat(found, dim=1)
 
 
 class SharpnessRatio(ClipMetric):
-    """Root mean square Sobel gradient of the edit over that of the true edit: below 1 is blur, above 1 is noise."""
+    """Root mean square Sobel gradient of the edit over that of the true edit: below 1 is blur, above 1 is noise.
+
+    Where no true edit is known, over that of the source.
+    """
 
     higher_is_better = None
 
     def measure(self, edited: Tensor, reference: Reference) -> Tensor:
         """(B,) from 0; no value when the true edit is flat."""
-        true = _gradient(reference.target)
+        true = reference.kept("gradient", lambda: _gradient(reference.target))
         return torch.where(true > STILL, _gradient(edited) / true, torch.nan)
 
 
 def _gradient(clip: Tensor) -> Tensor:
     """(B, T, 3, H, W) -> (B,) RMS Sobel gradient (per pixel), over the frame without its rim."""
-    x = clip.float()
-    columns = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
-    rows = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
-    across = (columns[..., 2:] - columns[..., :-2]) / 8
-    down = (rows[..., 2:, :] - rows[..., :-2, :]) / 8
-    return (across.square() + down.square()).flatten(1).mean(dim=1).sqrt()
+    total = torch.zeros(len(clip), dtype=torch.float64, device=clip.device)
+    for part in frame_chunks(clip):
+        x = clip[:, part].float()
+        columns = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
+        rows = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
+        across = (columns[..., 2:] - columns[..., :-2]) / 8
+        down = (rows[..., 2:, :] - rows[..., :-2, :]) / 8
+        total += (across.square_() + down.square_()).sum(dim=(1, 2, 3, 4), dtype=torch.float64)
+    t, c, h, w = clip.shape[1:]
+    return (total / (t * c * (h - 2) * (w - 2))).sqrt().float()
 
 
 @register_metric(
@@ -141,8 +213,21 @@ def _flicker(evaluation: Any) -> ClipMetric:
     source="mean |e(t+1) - e(t)| over mean |s(t+1) - s(t)|",
     meaning="How much the edit moves beside its source; 0 is a frozen clip. Compare with the VAE ceiling's.",
 )
-def _motion(evaluation: Any) -> ClipMetric:
+def _motion_ratio(evaluation: Any) -> ClipMetric:
     return MotionRatio()
+
+
+@register_metric(
+    "motion_agreement",
+    label="motion agreement",
+    range="0 to 1",
+    better="higher",
+    digits=2,
+    source="cosine similarity of the maps of moving pixels of edit and source, 8 x 8 cells a frame",
+    meaning="Whether the edit moves where and when its source does; edits below 0.8 are flagged.",
+)
+def _motion_agreement(evaluation: Any) -> ClipMetric:
+    return MotionAgreement()
 
 
 @register_metric(
@@ -151,7 +236,7 @@ def _motion(evaluation: Any) -> ClipMetric:
     range="from 0",
     better="near 1",
     digits=2,
-    source="RMS Sobel gradient over the true edit's",
+    source="RMS Sobel gradient over the true edit's (where none is known: the source's)",
     meaning="Below 1: blurred; above 1: noisy or over-sharp.",
 )
 def _sharpness(evaluation: Any) -> ClipMetric:

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ivedit.evaluation.metrics.base import ClipMetric, Reference, register_metric
+from ivedit.evaluation.metrics.base import ClipMetric, Reference, frame_chunks, register_metric
 
-__all__ = ["CAP_DB", "SSIM_WINDOW", "EditSuccess", "FramePSNR", "RegionPSNR", "RegionSSIM", "region_psnr"]
+__all__ = ["CAP_DB", "SSIM_WINDOW", "EditSuccess", "FramePSNR", "RegionPSNR", "RegionSSIM", "erode", "frame_errors"]
 
 CAP_DB = 60.0
 """PSNR of identical pixels, in dB, where the formula has no finite value. Nothing scores higher. An empty region has
@@ -24,33 +24,43 @@ no value at all."""
 SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window (sigma 1.5) in pixels."""
 
-_SSIM_PIXELS = 1 << 20
-"""Pixels per chunk of SSIM: bounds the memory."""
+_LARGE = 128
+"""Frames whose shorter side is above this are blurred and eroded by OpenCV on a CPU, whose cost per pixel does not grow
+with the frame; on smaller ones a matrix product over many frames at once is faster."""
 
 Region = Literal["edited", "kept"]
 
 
-def region_psnr(edited: Tensor, target: Tensor, region: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """``10 log10(1 / MSE)`` over the pixels of ``region``, at most `CAP_DB`; NaN where the region is empty.
+def frame_errors(edited: Tensor, reference: Reference) -> Tensor:
+    """(B, T, 2, 2) float64: per frame and region (edited, kept), the sum of squared errors and the number of pixels.
 
-    Args:
-        edited: (B, T, 3, H, W) in [0, 1].
-        target: The same shape.
-        region: (B, T, 1, H, W) bool.
-        dims: Dimensions that are pooled before the logarithm.
+    Squared errors are averaged over colours. All PSNRs of an edit come from these sums.
     """
-    squared = (edited.float() - target.float()).square().mean(dim=2, keepdim=True)
-    count = region.sum(dim=dims)
-    error = torch.where(region, squared, 0).sum(dim=dims) / count  # 0 / 0 is NaN: no value
-    return (-10 * torch.log10(error)).clamp(max=CAP_DB)
+
+    def compute() -> Tensor:
+        found = []
+        for part in frame_chunks(edited):
+            error = (edited[:, part].float() - reference.target[:, part].float()).square_().mean(dim=2, keepdim=True)
+            inside = reference.mask[:, part]
+            regions = torch.cat((inside, ~inside), dim=2)
+            sums = (error * regions).sum(dim=(3, 4), dtype=torch.float64)
+            found.append(torch.stack((sums, regions.sum(dim=(3, 4), dtype=torch.float64)), dim=-1))
+        return torch.cat(found, dim=1)
+
+    return reference.shared("frame errors", edited, compute)
+
+
+def _decibels(sums: Tensor) -> Tensor:
+    """(..., 2) sum of squared errors and pixels -> (...) float32 dB, at most `CAP_DB`; NaN for no pixels."""
+    return (-10 * torch.log10(sums[..., 0] / sums[..., 1])).clamp(max=CAP_DB).float()
 
 
 def ssim_map(edited: Tensor, target: Tensor) -> Tensor:
     """SSIM of each pixel's window, averaged over colours (Wang et al., IEEE TIP 2004, K1 = 0.01, K2 = 0.03).
 
     The same numbers as torchmetrics' ``structural_similarity_index_measure(..., return_full_image=True)``, ten times
-    as fast on a CPU: the window is separable, and blurring along an axis is one matrix product. On a GPU in float64,
-    because variances are differences of nearly equal numbers, which TF32 products would spoil.
+    as fast on a CPU: the window is separable, and blurring a small frame along an axis is one matrix product. On a GPU
+    in float64, because variances are differences of nearly equal numbers, which TF32 products would spoil.
 
     Args:
         edited: (B, T, 3, H, W) in [0, 1].
@@ -62,29 +72,40 @@ def ssim_map(edited: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: frames smaller than half the window, whose edges cannot be mirrored.
     """
-    b, t, c, h, w = edited.shape
+    b, t, _, h, w = edited.shape
     if min(h, w) <= SSIM_WINDOW // 2:
         raise ValueError(f"SSIM needs frames larger than {SSIM_WINDOW // 2} pixels, got {h} x {w}")
     dtype = torch.float32 if edited.device.type == "cpu" else torch.float64
-    across = _blur_matrix(w).to(edited.device, dtype)
-    down = _blur_matrix(h).to(edited.device, dtype).T.contiguous()
-
-    def blur(planes: Tensor) -> Tensor:
-        return down @ (planes @ across)
-
+    blur = _blur_opencv if edited.device.type == "cpu" and min(h, w) > _LARGE else _blur_product
     c1, c2 = 0.01**2, 0.03**2
-    chunk = max(1, _SSIM_PIXELS // (h * w))
-    maps = []
-    frames = (edited.reshape(-1, c, h, w).split(chunk), target.reshape(-1, c, h, w).split(chunk))
-    for left, right in zip(*frames, strict=True):
-        x, y = left.to(dtype), right.to(dtype)
+    found = torch.empty((b, t, 1, h, w), device=edited.device)
+    for part in frame_chunks(edited):
+        x, y = edited[:, part].to(dtype), target[:, part].to(dtype)
         mean_x, mean_y = blur(x), blur(y)
         both = mean_x * mean_y
         squares = mean_x.square() + mean_y.square()
         variances = blur(x.square() + y.square()) - squares  # rounding can make it negative, c2 is far larger
         ssim = (2 * both + c1) * (2 * (blur(x * y) - both) + c2) / ((squares + c1) * (variances + c2))
-        maps.append(ssim.mean(dim=1, keepdim=True).float())
-    return torch.cat(maps).reshape(b, t, 1, h, w)
+        found[:, part] = ssim.mean(dim=2, keepdim=True).float()
+    return found
+
+
+def _blur_product(planes: Tensor) -> Tensor:
+    """SSIM's window over (..., H, W), mirrored at the rim, as two matrix products."""
+    h, w = planes.shape[-2:]
+    down = _blur_matrix(h).to(planes.device, planes.dtype).T.contiguous()
+    return down @ (planes @ _blur_matrix(w).to(planes.device, planes.dtype))
+
+
+def _blur_opencv(planes: Tensor) -> Tensor:
+    """The same for float32 on a CPU, plane by plane."""
+    import cv2
+
+    flat = planes.reshape(-1, *planes.shape[-2:]).contiguous().numpy()
+    found = torch.empty(flat.shape)
+    for plane, out in zip(flat, found.numpy(), strict=True):
+        cv2.GaussianBlur(plane, (SSIM_WINDOW, SSIM_WINDOW), 1.5, dst=out, borderType=cv2.BORDER_REFLECT_101)
+    return found.reshape(planes.shape)
 
 
 @cache
@@ -97,8 +118,19 @@ def _blur_matrix(size: int) -> Tensor:
 
 
 def erode(region: Tensor, window: int) -> Tensor:
-    """Pixels of ``region`` (B, T, 1, H, W) whose whole ``window`` x ``window`` neighbourhood belongs to it."""
+    """Pixels of ``region`` (B, T, 1, H, W) whose whole ``window`` x ``window`` neighbourhood belongs to it.
+
+    What lies outside the frame counts as belonging.
+    """
     b, t, _, h, w = region.shape
+    if region.device.type == "cpu":
+        import cv2
+        import numpy as np
+
+        square = np.ones((window, window), np.uint8)
+        frames = region.reshape(-1, h, w).to(torch.uint8).contiguous().numpy()
+        eroded = np.stack([cv2.erode(frame, square) for frame in frames])
+        return torch.from_numpy(eroded).reshape(region.shape) > 0
     outside = (~region).reshape(b * t, 1, h, w).float()
     for size in ((1, window), (window, 1)):  # one axis after the other: a square is the product of two lines
         outside = F.max_pool2d(outside, size, stride=1, padding=(size[0] // 2, size[1] // 2))
@@ -106,7 +138,10 @@ def erode(region: Tensor, window: int) -> Tensor:
 
 
 class RegionPSNR(ClipMetric):
-    """PSNR (dB) against the true edit over one region of all frames together."""
+    """PSNR (dB) against the true edit over one region of all frames together.
+
+    Without a true edit the edited region has no value, and the kept region is compared with the source.
+    """
 
     higher_is_better = True
 
@@ -116,7 +151,13 @@ class RegionPSNR(ClipMetric):
 
     def measure(self, edited: Tensor, reference: Reference) -> Tensor:
         """(B,) dB."""
-        return region_psnr(edited, reference.target, reference.region(self.region), (1, 2, 3, 4))
+        return _region_values(edited, reference)[self.region]
+
+
+def _region_values(edited: Tensor, reference: Reference) -> dict[str, Tensor]:
+    """(B,) dB of either region over all frames."""
+    both = _decibels(frame_errors(edited, reference).sum(dim=1))
+    return {"edited": reference.against_truth(both[:, 0]), "kept": both[:, 1]}
 
 
 class RegionSSIM(ClipMetric):
@@ -135,11 +176,13 @@ class RegionSSIM(ClipMetric):
 
     def measure(self, edited: Tensor, reference: Reference) -> Tensor:
         """(B,) in [-1, 1]."""
-        values = reference.shared("ssim", edited, ssim_map)
-        region = reference.region(self.region)
+        values = reference.shared("ssim", edited, lambda: ssim_map(edited, reference.target))
         if self.region == "kept":
-            region = erode(region, SSIM_WINDOW)
-        return torch.where(region, values, 0).sum(dim=(1, 2, 3, 4)) / region.sum(dim=(1, 2, 3, 4))
+            region = reference.kept("eroded", lambda: erode(reference.region("kept"), SSIM_WINDOW))
+        else:
+            region = reference.region("edited")
+        mean = (values * region).sum(dim=(1, 2, 3, 4)) / region.sum(dim=(1, 2, 3, 4))
+        return reference.against_truth(mean) if self.region == "edited" else mean
 
 
 class EditSuccess(ClipMetric):
@@ -156,13 +199,9 @@ class EditSuccess(ClipMetric):
         self.edited_db, self.kept_db = edited_db, kept_db
 
     def measure(self, edited: Tensor, reference: Reference) -> Tensor:
-        """(B,) 0 or 1."""
-        return success_of(
-            region_psnr(edited, reference.target, reference.region("edited"), (1, 2, 3, 4)),
-            region_psnr(edited, reference.target, reference.region("kept"), (1, 2, 3, 4)),
-            self.edited_db,
-            self.kept_db,
-        )
+        """(B,) 0 or 1; no value without a true edit."""
+        found = _region_values(edited, reference)
+        return reference.against_truth(success_of(found["edited"], found["kept"], self.edited_db, self.kept_db))
 
 
 def success_of(edited: Tensor, kept: Tensor, edited_db: float, kept_db: float) -> Tensor:
@@ -187,14 +226,13 @@ class FramePSNR(ClipMetric):
 
     def measure(self, edited: Tensor, reference: Reference) -> Tensor:
         """(B, K): K = T frames for a time factor of 1, else 1 + (T - 1) / time_factor latents."""
-        region = reference.region(self.region)
         frames = edited.shape[1]
         if (frames - 1) % self.time_factor:
             raise ValueError(f"{frames} frames are not 1 + a multiple of the time factor {self.time_factor}")
         groups = [slice(0, 1), *(slice(s, s + self.time_factor) for s in range(1, frames, self.time_factor))]
-        return torch.stack(
-            [region_psnr(edited[:, g], reference.target[:, g], region[:, g], (1, 2, 3, 4)) for g in groups], dim=1
-        )
+        sums = frame_errors(edited, reference)[:, :, ("edited", "kept").index(self.region)]
+        values = torch.stack([_decibels(sums[:, group].sum(dim=1)) for group in groups], dim=1)
+        return reference.against_truth(values) if self.region == "edited" else values
 
 
 _PSNR = "10 log10(1 / MSE) over the region's pixels of all frames (torch); 60 dB: identical pixels"
