@@ -101,28 +101,33 @@ def _no_constant(name: str) -> Any:
 
 
 _TYPES: dict[str, type] = {"object": dict, "array": list, "string": str, "integer": int}
+_NAMES = {"object": "an object", "array": "an array", "string": "a string", "integer": "an integer"}
 
 
 def _problem(value: Any, schema: Mapping[str, Any], where: str) -> str | None:
     """Why ``value`` does not fit ``schema``; None when it does. bool is never an integer, nor is 4.0."""
     kind = schema["type"]
     if not isinstance(value, _TYPES[kind]) or isinstance(value, bool):
-        return f"{where} is {_shown(value)}, not {'an' if kind[0] in 'aoi' else 'a'} {kind}"
+        return f"{where} is {_shown(value)}, not {_NAMES[kind]}"
     if "enum" in schema and value not in schema["enum"]:
         return f"{where} is {_shown(value)}, not one of {', '.join(map(str, schema['enum']))}"
     inside: list[tuple[Any, Mapping[str, Any], str]] = []
-    if kind == "object":
+    if isinstance(value, dict):
         if missing := [name for name in schema["required"] if name not in value]:
             return f"{where} lacks {', '.join(missing)}"
         if unknown := [name for name in value if name not in schema["properties"]]:
             return f"{where} has the unknown name {_shown(unknown[0])}"
         inside = [(value[name], part, name) for name, part in schema["properties"].items()]
-    elif kind == "array":
+    elif isinstance(value, list):
         inside = [(item, schema["items"], f"an item of {where}") for item in value]
     return next((found for item, part, name in inside if (found := _problem(item, part, name))), None)
 
 
 def _shown(value: Any) -> str:
+    """A value in a reason; what is large or nested is only named."""
+    for kind in ("object", "array"):
+        if isinstance(value, _TYPES[kind]):
+            return _NAMES[kind]
     return _short(json.dumps(value))
 
 

@@ -68,7 +68,7 @@ class Metric:
 
     def schema(self, frames: int) -> dict[str, Any]:
         """JSON schema of the answer, with frames labelled 1 to ``frames``."""
-        return answer_schema({name: tuple(levels) for name, levels in self.levels.items()}, frames)
+        return answer_schema({name: sorted(levels) for name, levels in self.levels.items()}, frames)
 
     def before(self, case: Case) -> str:
         """The text before the pictures: the task, the instruction where it belongs, the levels."""

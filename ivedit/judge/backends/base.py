@@ -21,10 +21,11 @@ class Reply:
     Attributes:
         text: The judge's words; None when it gave none.
         model: The name that the backend says answered; None when it says none.
-        finish_reason: ``stop``, ``length``, ``content_filter`` or a backend's own word.
+        finish_reason: ``stop``, ``length``, ``content_filter``, ``refusal`` or a backend's own word.
         refusal: The judge's words when it declines to answer.
         usage: Tokens, ``{"prompt_tokens": int, "completion_tokens": int}`` where known.
         id: The backend's own id of this reply.
+        date: When it came, in UTC; the record sets it.
     """
 
     text: str | None
@@ -33,6 +34,7 @@ class Reply:
     refusal: str | None = None
     usage: Mapping[str, int] = field(default_factory=dict)
     id: str | None = None
+    date: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,5 +88,5 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of connections and memory."""
+        """Let go of what belongs to this event loop, such as connections; a later `ask` may open it again."""
         ...
