@@ -1,4 +1,4 @@
-"""What is installed from a wheel is whole: every package, the experiment files, the shipped weights."""
+"""What is installed from a wheel is whole: every package, the experiment and sweep files, the shipped weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_every_package_is_listed_for_the_wheel():
     found = {
         ".".join(path.parent.relative_to(ROOT).parts) for path in sorted((ROOT / "ivedit").rglob("__init__.py"))
     }
-    assert set(listed) - {"ivedit.experiments_data"} == found
+    assert set(listed) - {"ivedit.experiments_data", "ivedit.sweeps_data"} == found
 
 
 def test_every_declared_dependency_is_pinned_exactly():
@@ -42,7 +42,7 @@ def test_the_version_is_written_in_the_package_the_build_and_the_changelog():
 def test_a_wheel_runs_from_any_folder_with_its_experiments(tmp_path: Path):
     source, target, elsewhere = tmp_path / "source", tmp_path / "target", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    for name in ("ivedit", "experiments"):
+    for name in ("ivedit", "experiments", "sweeps"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.cfg", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source / name)
@@ -60,10 +60,12 @@ def test_a_wheel_runs_from_any_folder_with_its_experiments(tmp_path: Path):
     assert all(Path(path).is_relative_to(target) for path in place)
     assert "experiment=imvideoedit" in ask("-m", "ivedit.run", "--help")
     assert "gate: none" in ask("-m", "ivedit.run", "experiment=ablation_no_gate", "--print-config")
+    assert "sweep=ablations" in ask("-m", "ivedit.sweep", "--help")
 
     def files(folder: Path) -> set[str]:
         return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"}
 
     installed = files(target / "ivedit")
     assert files(ROOT / "ivedit") <= installed
-    assert {f"experiments_data/{p.name}" for p in (ROOT / "experiments").glob("*.yaml")} <= installed
+    for name in ("experiments", "sweeps"):
+        assert {f"{name}_data/{p.name}" for p in (ROOT / name).glob("*.yaml")} <= installed

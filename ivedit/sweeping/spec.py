@@ -214,7 +214,8 @@ class Stage:
         """The ``key=value`` arguments of the slot's child run; ``params``: what was drawn for a search's slot."""
         if self.cells is not None:
             return self.cells[slot].settings
-        return (*self.base, *(f"{key}={show(value)}" for key, value in (params or {}).items()))
+        drawn = (f"{key}={show(value)}" for key, value in (params or {}).items())
+        return (*self.base, *drawn, f"name={self.sweep}-{slot:04d}")
 
 
 @dataclass(frozen=True)
