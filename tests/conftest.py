@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+
+from tests.postgres import Postgres, running, why_not
 
 # Two OpenMP threads collapse when another process is busy, and children of a test inherit these.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -24,6 +27,15 @@ def _no_run_folder_left_behind():
     """A run names its folder in the environment, for the ranks it starts; that ends with the test."""
     yield
     os.environ.pop("IVEDIT_RUN_FOLDER", None)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL server; ``postgres.database()`` is the address of a new database."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with running() as server:
+        yield server
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

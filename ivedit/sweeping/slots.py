@@ -131,7 +131,7 @@ class Slots:
 
 
 def report_sign(stage: Stage) -> int:
-    """What a reported value is multiplied by: Optuna's pruners compare by the study's direction, whatever is reported."""
+    """What a reported value is multiplied by: Optuna's pruners go by the study's direction, whatever is reported."""
     return 1 if stage.pruner is None or stage.pruner.direction == stage.objectives[0].direction else -1
 
 

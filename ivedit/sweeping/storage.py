@@ -13,6 +13,7 @@ Optuna's storages do the work. Three things are added because they failed, or wo
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -133,10 +134,7 @@ def _database(url: str, scheme: str) -> BaseStorage:
         url = "postgresql+psycopg://" + url.partition("://")[2]
         # A connection that a dead network swallowed is noticed in seconds, instead of hanging for good.
         options["connect_args"] = {"connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": 20_000}
-        try:
-            import psycopg  # noqa: F401
-        except ImportError as error:
-            raise ConfigError("storage=postgresql://... needs psycopg: pip install 'ivedit[postgres]'") from error
+        _need("psycopg", "postgresql", "postgres")
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -151,6 +149,11 @@ def _database(url: str, scheme: str) -> BaseStorage:
     if scheme == "sqlite":
         _begin_with_the_write_lock(storage)
     return optuna.storages.get_storage(storage)
+
+
+def _need(module: str, scheme: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"storage={scheme}://... needs a package that is not installed: pip install 'ivedit[{extra}]'")
 
 
 def _is_creation_race(error: Exception) -> bool:
@@ -175,10 +178,7 @@ def _begin_with_the_write_lock(storage: RDBStorage) -> None:
 
 def _grpc(url: str) -> BaseStorage:
     parts = urlsplit(url)
-    try:
-        import grpc  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("storage=grpc://... needs grpcio: pip install 'ivedit[grpc]'") from error
+    _need("grpc", "grpc", "grpc")
     try:
         host, port = parts.hostname, parts.port
     except ValueError:
