@@ -199,8 +199,13 @@ class Oracle:
 
     def _windows(self, seen: Seen, seed: int) -> dict[str, int]:
         sources = [i for i, label in enumerate(seen.labels) if label.startswith("Reference")]
-        known, moments = self._moments([seen.frames[i] for i in sources], seen.text)
-        length, size = len(known.source), min(self.moments, len(known.source))
+        frames = [seen.frames[i] for i in sources]
+        size = min(self.moments, len(frames))
+        found = [self._moments(frames[i : i + size], seen.text) for i in range(0, len(frames), size)]  # may overlap
+        known, moments = found[0][0], [t for _, times in found for t in times]
+        if any(other is not known for other, _ in found):
+            raise Violation("the windows are of several clips")
+        length = len(known.source)
         wanted, times = [], []
         for first in [0] if length <= size else [0, length - size]:
             numbers = range(len(times) + 1, len(times) + size + 1)

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import io
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,20 +65,14 @@ class LocalBackend:
         self.sampling: Mapping[str, Any] = {
             "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "dtype": dtype,
         }  # fmt: skip
-        self._turn = asyncio.Lock()
+        self._turn = threading.Lock()
 
     async def ask(self, question: Question, repair: Repair | None = None) -> Reply:
         """One generation, seeded by the question; the same question gets the same reply on the same machine."""
-        async with self._turn:
-            return await asyncio.to_thread(self._reply, question, repair)
+        return await asyncio.to_thread(self._reply, question, repair)
 
     async def close(self) -> None:
-        """Let go of the weights."""
-        import torch
-
-        self._model = self._processor = None
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        """Nothing belongs to an event loop; the weights go with this object."""
 
     def _reply(self, question: Question, repair: Repair | None) -> Reply:
         import torch
@@ -93,7 +88,8 @@ class LocalBackend:
             )
         devices = [self._device] if self._device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices), torch.inference_mode():
+            # The seed is of the whole process, so one generation at a time.
+            with self._turn, torch.random.fork_rng(devices), torch.inference_mode():
                 torch.manual_seed(question.seed)
                 output = self._model.generate(**inputs, generation_config=self._generation)
         except torch.cuda.OutOfMemoryError as error:
@@ -159,10 +155,10 @@ def _load(folder: Path, device: Any, dtype: Any) -> tuple[Any, Any]:
     return model.to(device).eval(), processor
 
 
-def _without_video(processor: type) -> type:
+def _without_video(processor: Any) -> Any:
     """The processor class without its video part, which cannot even be loaded where torchvision is missing."""
 
-    class PicturesOnly(processor):  # type: ignore[misc,valid-type]
+    class PicturesOnly(processor):
         @classmethod
         def get_attributes(cls) -> list[str]:
             return [name for name in super().get_attributes() if "video" not in name]
