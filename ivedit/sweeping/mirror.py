@@ -21,9 +21,9 @@ from ivedit.sweeping.tables import arm_means, best_slots
 if TYPE_CHECKING:
     from ivedit.tracking import ChildRun, SweepRun
 
-__all__ = ["Stages", "mirror_sweep", "open_sweep_run", "slot_tags"]
+__all__ = ["SoFar", "mirror_sweep", "open_sweep_run", "slot_tags"]
 
-Stages = Sequence[tuple[Stage, Sequence[SlotResult]]]
+SoFar = Sequence[tuple[Stage, Sequence[SlotResult]]]
 """The stages begun so far, in order, each with all its slots (also those waiting and running)."""
 
 _FOLDER_STATES = {"COMPLETE": "FINISHED", "PRUNED": "PRUNED", "FAIL": "FAILED"}
@@ -60,9 +60,10 @@ def slot_tags(
     return tags
 
 
-def mirror_sweep(parent: SweepRun, sweep: Sweep, stages: Stages) -> list[str]:
+def mirror_sweep(parent: SweepRun, sweep: Sweep, stages: SoFar, *, whole: bool = False) -> list[str]:
     """Make the parent and the runs of all slots say what ``stages`` and the run folders say.
 
+    ``whole``: also runs that wait to be continued are imported, which must not be while a worker may take them up.
     Returns what had to be put right, a line each; empty when a second call follows the first.
     """
     parent.find()
@@ -73,19 +74,18 @@ def mirror_sweep(parent: SweepRun, sweep: Sweep, stages: Stages) -> list[str]:
     for stage, results in stages:
         for result in results:
             own = runs.get((stage.name, str(result.slot)), [])
-            done += [f"{stage.folder_name(result.slot)}: {text}" for text in _settle(parent, sweep, stage, result, own)]
+            place = stage.folder_name(result.slot)
+            done += [f"{place}: {text}" for text in _settle(parent, sweep, stage, result, own, whole)]
     _tell_parent(parent, sweep, stages)
     return done
 
 
 def _settle(
-    parent: SweepRun, sweep: Sweep, stage: Stage, result: SlotResult, runs: Sequence[ChildRun]
+    parent: SweepRun, sweep: Sweep, stage: Stage, result: SlotResult, runs: Sequence[ChildRun], whole: bool
 ) -> Iterator[str]:
     """One slot's run: the right one, once, with its folder's values and its trial's end."""
     folder = _open(result.run_folder)
-    identity = folder.status()["id"] if folder else None
-    same = [run for run in runs if run.tags.get("ivedit.id") == identity] if folder else list(runs)
-    run = same[-1] if same else None
+    run = _own_run(folder, runs)
     for other in runs:
         if other is not run and run is not None and "superseded_by" not in other.tags:
             tags = {"superseded_by": run.run_id, "mlflow.runName": f"{other.name} (superseded)"}
@@ -94,10 +94,10 @@ def _settle(
     ended = result.state in _STATUS
     tags = slot_tags(sweep, parent.sweep_id, stage, result.slot, trial=result.trial, attempt=max(result.attempts, 1))
     tags["mlflow.parentRunId"] = parent.run_id
-    if ended and folder is not None:
-        if folder.status()["state"] == "RUNNING":  # killed: nobody is left to say so
+    if folder is not None and (ended or (whole and result.state == "WAITING")):
+        if ended and folder.status()["state"] == "RUNNING":  # killed: nobody is left to say so
             folder.update_status(state=_FOLDER_STATES[result.state], reason=result.reason)
-        if run is None or not _complete(run, folder, _STATUS[result.state]):
+        if run is None or not _complete(run, folder, _STATUS.get(result.state, "KILLED")):
             run = parent.read(parent.import_folder(folder, tags))
             yield f"imported as run {run.run_id}"
         tags[_SETTLED] = _print_of(folder)
@@ -115,6 +115,15 @@ def _settle(
     )  # fmt: skip
     if status is not None and status != run.status:
         yield f"run {run.run_id} is {status}, not {run.status}"
+
+
+def _own_run(folder: RunFolder | None, runs: Sequence[ChildRun]) -> ChildRun | None:
+    """The run that is the folder's; without the folder, which is another machine's, the one begun last."""
+    if folder is None:
+        return runs[-1] if runs else None
+    status = folder.status()
+    same = [run for run in runs if run.tags.get("ivedit.id") == status["id"]]
+    return next((run for run in same if run.run_id == status.get("mlflow_run_id")), same[-1] if same else None)
 
 
 def _status(result: SlotResult, run: ChildRun, folder: RunFolder | None) -> str | None:
@@ -153,7 +162,7 @@ def _params(result: SlotResult) -> dict[str, str]:
     return flatten(own)
 
 
-def _tell_parent(parent: SweepRun, sweep: Sweep, stages: Stages) -> None:
+def _tell_parent(parent: SweepRun, sweep: Sweep, stages: SoFar) -> None:
     """Counts, the best slots, the sweep's own settings, and the files of its folder."""
     every = [result for _, results in stages for result in results]
     counts = {

@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from ivedit.runfolder import redact
-from ivedit.sweeping.mirror import Stages, mirror_sweep, open_sweep_run, slot_tags
+from ivedit.sweeping.folders import read_sweep
+from ivedit.sweeping.mirror import SoFar, mirror_sweep, open_sweep_run
+from ivedit.sweeping.plots import draw_plots
 from ivedit.sweeping.spec import Stage, Sweep
 from ivedit.sweeping.tables import write_tables
-from ivedit.tracking_uri import default_uri, first_line
+from ivedit.tracking_uri import default_uri, explain_failure, first_line
 
 if TYPE_CHECKING:
     from ivedit.tracking import SweepRun
 
-__all__ = ["Stages", "SweepRecorder", "sweep_id", "tracking_uri"]
+__all__ = ["SoFar", "SweepRecorder", "import_sweep", "sweep_id", "tracking_uri"]
 
 logger = logging.getLogger("ivedit.sweeping")
 
@@ -41,8 +44,8 @@ _STATES = {"FINISHED": "FINISHED", "STOPPED": "KILLED", "FAILED": "FAILED"}
 class SweepRecorder:
     """Keeps a sweep's folder (tables, plots) and its parent run in MLflow as the study and the run folders are.
 
-    Made by every launcher of the sweep, on every machine: `open_parent` before the first child, `child_settings` and
-    `child_environment` for each child, `refresh` when something has changed, `close` at the end.
+    Made by every launcher of the sweep, on every machine: `open_parent` before the first child (whose tags are
+    `ivedit.sweeping.mirror.slot_tags`), `refresh` when something has changed, `close` at the end.
 
     Args:
         sweep: With ``tracking_kind`` ``none`` only files are written.
@@ -53,10 +56,10 @@ class SweepRecorder:
         self.sweep = sweep
         self.id = sweep_id(sweep, first)
         self.parent: SweepRun | None = None
-        self._stages: Stages = ()
+        self._stages: SoFar = ()
         self._seen: object = None
         self._at = -REFRESH_SECONDS
-        self._broken = False
+        self._told: set[str] = set()
 
     @property
     def parent_id(self) -> str | None:
@@ -73,24 +76,11 @@ class SweepRecorder:
             self.parent = open_sweep_run(self.sweep, self.id, tracking_uri(self.sweep))
         return self.parent_id
 
-    def child_settings(self, stage: Stage, slot: int, *, trial: int, attempt: int) -> list[str]:
-        """The ``tracking.*`` arguments of the run of a slot: no part of its configuration's hash.
-
-        The store's address, which may hold a password, travels in `child_environment` and is in no list of processes.
-        """
-        tags = slot_tags(self.sweep, self.id, stage, slot, trial=trial, attempt=attempt)
-        if self.parent_id is not None:
-            tags["mlflow.parentRunId"] = self.parent_id
-        return [
-            f"tracking.kind={self.sweep.tracking_kind}", "tracking.uri=null",
-            f"tracking.experiment={self.sweep.experiment}", f"tracking.tags={json.dumps(tags)}",
-        ]  # fmt: skip
-
     def child_environment(self) -> dict[str, str]:
-        """Environment variables of the children, beside what they inherit."""
+        """Variables that the children need beside what they inherit: the store's address, which may hold a password."""
         return {} if self.parent is None else {"MLFLOW_TRACKING_URI": self.parent.uri}
 
-    def refresh(self, stages: Stages, *, last: bool = False) -> None:
+    def refresh(self, stages: SoFar, *, last: bool = False) -> None:
         """Bring tables, plots, the parent and the children's states up to date with ``stages``.
 
         Returns at once when nothing has changed, when the refresh before is under `REFRESH_SECONDS` old, or when
@@ -115,7 +105,7 @@ class SweepRecorder:
         self.refresh(self._stages, last=True)
         at_work = any(result.state == "RUNNING" for _, results in self._stages for result in results)
         if self.parent is not None and not at_work:
-            self._try(lambda parent: parent.end(_STATES[state], reason))
+            self._try(self._broken, partial(self.parent.end, _STATES[state], reason))
 
     def hint(self) -> str:
         """Where to look at the sweep."""
@@ -123,25 +113,57 @@ class SweepRecorder:
             return self.parent.hint()
         return f"imported into MLflow by: python -m ivedit.report --import {self.sweep.folder}"
 
-    def _refresh(self, stages: Stages) -> None:
-        write_tables(self.sweep, stages)
+    def _refresh(self, stages: SoFar) -> None:
+        folder = self.sweep.folder
+        self._try("the table cannot be written", lambda: write_tables(self.sweep, stages))
+        for stage, results in stages:
+            draw = partial(draw_plots, stage, results, folder / "plots")
+            self._try(f"the plots of {stage.name} cannot be drawn", draw)
         if self.parent is not None:
-            self._try(lambda parent: mirror_sweep(parent, self.sweep, stages))
+            self._try(self._broken, partial(mirror_sweep, self.parent, self.sweep, stages))
 
-    def _try(self, work: Callable[[SweepRun], object]) -> None:
-        """Do it; a store that fails becomes one warning until it works again."""
-        assert self.parent is not None
+    @property
+    def _broken(self) -> str:
+        return f"MLflow at {redact(self.parent.uri) if self.parent else None} does not answer"
+
+    def _try(self, trouble: str, work: Callable[[], object]) -> None:
+        """Do it; what fails is told once until it works again, and is made good by a later refresh or an import.
+
+        Whatever the store, its server, the disk or a plot does, it is not worth a sweep.
+        """
         try:
-            work(self.parent)
-            self._broken = False
-        except Exception as error:  # of the store, its server, its disk: none is worth a sweep
-            if not self._broken:
+            work()
+            self._told.discard(trouble)
+        except Exception as error:
+            if trouble not in self._told:
                 logger.warning(
-                    "MLflow at %s does not answer (%s). The sweep goes on and its folder is complete; if the page "
-                    "misses something at the end: python -m ivedit.report --import %s",
-                    redact(self.parent.uri), first_line(error), self.sweep.folder,
+                    "%s (%s). The sweep goes on; if something is missing at the end: "
+                    "python -m ivedit.report --import %s", trouble, first_line(error), self.sweep.folder,
                 )  # fmt: skip
-            self._broken = True
+            self._told.add(trouble)
+
+
+def import_sweep(folder: Path, uri: str | None = None) -> str:
+    """Replay a sweep's folder into an MLflow store: the parent, its slots' runs below it, table and plots.
+
+    Idempotent, as `ivedit.tracking.import_run` is, whose null ``uri`` this one's is like. The study is not needed.
+    Returns the parent's id.
+
+    Raises:
+        IveditError: it is no sweep's folder, or the store cannot be used.
+    """
+    sweep, stages = read_sweep(folder)
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(sweep.output_dir)
+    write_tables(sweep, stages)
+    for stage, results in stages:
+        draw_plots(stage, results, sweep.folder / "plots")
+    parent = open_sweep_run(sweep, sweep_id(sweep, stages[0][0]), uri)
+    with explain_failure(uri):
+        mirror_sweep(parent, sweep, stages, whole=True)
+        states = {result.state for _, results in stages for result in results}
+        if "RUNNING" not in states:
+            parent.end("KILLED" if "WAITING" in states else "FAILED" if "FAIL" in states else "FINISHED")
+    return parent.run_id
 
 
 def sweep_id(sweep: Sweep, first: Stage) -> str:
