@@ -39,7 +39,8 @@ examples:
   python -m ivedit.report docs/results --check README.md
       exit code 1 when that table is not what the records say
   python -m ivedit.report --import runs/*
-      show runs made with tracking.kind=none (on a machine without MLflow) in MLflow; again changes nothing"""
+      show runs made with tracking.kind=none (on a machine without MLflow) in MLflow; again changes nothing. The folder
+      of a sweep is shown whole, its runs below one of its own"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--update", type=Path, metavar="FILE", help="put the table between the markers of this Markdown file")
     add("--check", type=Path, metavar="FILE", help="compare the table with the one between the markers")
     add("--record", type=Path, metavar="FOLDER", help="write the runs' records into this folder")
-    add("--import", dest="imported", action="store_true", help="replay the run folders into an MLflow store")
+    add("--import", dest="imported", action="store_true", help="replay folders of runs or sweeps into an MLflow store")
     add("--uri", help="MLflow store for --import (default: MLFLOW_TRACKING_URI, else mlflow.db beside the run folder)")
     return parser
 
@@ -109,11 +110,17 @@ def _report(given: argparse.Namespace) -> int:
 
 
 def _import(folders: Iterable[Path], uri: str | None) -> int:
+    from ivedit.sweeping.folders import is_sweep_folder
+    from ivedit.sweeping.records import import_sweep
     from ivedit.tracking import import_run
 
     found, failed = 0, 0
     for folder in folders:
         try:
+            if is_sweep_folder(folder):
+                found += 1
+                print(f"{folder}: MLflow run {import_sweep(folder, uri)} and its slots' runs below it")
+                continue
             run = _open(folder)
             found += 1
             print(f"{folder}: MLflow run {import_run(run, uri)} ({run.status()['state']})")
@@ -123,7 +130,7 @@ def _import(folders: Iterable[Path], uri: str | None) -> int:
             failed += 1
             print(f"error: {error}", file=sys.stderr)
     if not found and not failed:
-        raise IveditError("nothing to import: none of these is a run folder")
+        raise IveditError("nothing to import: none of these is a folder of a run or of a sweep")
     return 1 if failed else 0
 
 

@@ -59,6 +59,7 @@ class SweepRecorder:
         self._stages: SoFar = ()
         self._seen: object = None
         self._at = -REFRESH_SECONDS
+        self._final = False
         self._told: set[str] = set()
 
     @property
@@ -84,18 +85,23 @@ class SweepRecorder:
         """Bring tables, plots, the parent and the children's states up to date with ``stages``.
 
         Returns at once when nothing has changed, when the refresh before is under `REFRESH_SECONDS` old, or when
-        another launcher of the folder is at it; the ``last`` one is always made. Never raises because of MLflow.
+        another launcher of the folder is at it; the ``last`` one is made in any case, once. What fails is told once and
+        tried again: nothing here is worth a sweep.
         """
         self._stages = stages
         seen = [(stage.study, result) for stage, results in stages for result in results]
-        if not last and (time.monotonic() - self._at < REFRESH_SECONDS or seen == self._seen):
+        if seen == self._seen and (self._final or not last):
+            return
+        if not last and time.monotonic() - self._at < REFRESH_SECONDS:
             return
         try:
             with FileLock(self.sweep.folder / ".records.lock", timeout=120 if last else 0):
                 self._refresh(stages)
         except Timeout:  # another launcher is at it, with the same study before it
             return
-        self._seen, self._at = seen, time.monotonic()
+        self._at = time.monotonic()
+        self._seen = seen if not self._told else None  # what failed is tried again though nothing has changed
+        self._final = last
 
     def close(self, state: str, reason: str | None = None) -> None:
         """A last refresh, and the parent's end: FINISHED, FAILED (a slot failed for good) or STOPPED (interrupted).
