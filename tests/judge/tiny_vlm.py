@@ -1,9 +1,12 @@
-"""A tiny random Qwen2.5-VL in a folder: transformers' own classes, a byte-level tokenizer, 115,000 random weights."""
+"""A tiny random Qwen2.5-VL in a folder: transformers' own classes, a byte-level tokenizer, 115,000 weights."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+from ivedit.judge.backends.local import LocalBackend
+from ivedit.judge.protocol import Question
 
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
@@ -60,3 +63,35 @@ def make_tiny_vlm(folder: Path, seed: int = 0, longest: int = 8192) -> Path:
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(pictures), encoding="utf-8")
     return folder
+
+
+def teach(folder: Path, lessons: list[tuple[Question, str]], enough: float = 0.03) -> None:
+    """Train the model in ``folder`` until it gives each question its answer, and write it back; a few seconds."""
+    import torch
+
+    from ivedit.quiet import no_library_bars
+
+    backend = LocalBackend(folder)
+    model, processor = backend._model.train(), backend._processor
+    batches = []
+    for question, answer in lessons:
+        asked = dict(backend._inputs(question, None))
+        said = processor.tokenizer(answer + "<|im_end|>", return_tensors="pt", add_special_tokens=False)["input_ids"]
+        start = asked["input_ids"].shape[1]
+        asked["input_ids"] = torch.cat([asked["input_ids"], said], dim=1)
+        asked["attention_mask"] = torch.ones_like(asked["input_ids"])
+        asked["mm_token_type_ids"] = torch.cat([asked["mm_token_type_ids"], torch.zeros_like(said)], dim=1)
+        labels = asked["input_ids"].clone()
+        labels[:, :start] = -100  # only the answer is learnt
+        batches.append((asked, labels))
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(400):
+        losses = [model(**asked, labels=labels).loss for asked, labels in batches]
+        optimizer.zero_grad()
+        sum(losses).backward()
+        optimizer.step()
+        if max(loss.item() for loss in losses) < enough:
+            break
+    with no_library_bars():
+        model.save_pretrained(folder)
