@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivedit.config.check import TASKS as PACKAGE_TASKS
+from ivedit.config.command_line import refuse, show, split_options
 from ivedit.config.compose import Composed, compose, to_yaml
 from ivedit.config.help import OPTIONS, explain, help_text
-from ivedit.errors import ConfigError, IveditError, Stopped, or_nearest
+from ivedit.errors import ConfigError, IveditError, Stopped
 from ivedit.sweeping.orphans import PARENT_VARIABLE, die_with_parent
 from ivedit.tasks import TASKS
 
@@ -42,59 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         die_with_parent()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        options, settings = _split_options(given)
+        options, settings = split_options(given, OPTIONS, {"--explain": "train.lr"})
         if "--help" in options:
-            return _show(help_text())
+            return show(help_text())
         composed = compose(settings)
         if "--explain" in options:
-            return _show(explain(composed, options["--explain"]))
+            return show(explain(composed, options["--explain"]))
         if "--print-config" in options:
-            return _show(_described(composed))
+            return show(_described(composed))
     except ConfigError as error:
-        return _refuse(error)
+        return refuse(error)
     except BrokenPipeError:  # `--help | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return run_config(composed.config)
 
 
-def _split_options(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
-    """``--option [value]`` apart from ``key=value``. ConfigError for an unknown option."""
-    options: dict[str, str] = {}
-    settings: list[str] = []
-    known = {text.split()[0]: " " in text for text, _ in OPTIONS}
-    rest = iter(arguments)
-    for argument in rest:
-        name, equals, value = argument.partition("=")
-        name = {"-h": "--help"}.get(name, name)
-        if not name.startswith("-"):
-            settings.append(argument)
-        elif name not in known:
-            raise ConfigError(f"option {name} is not known: {or_nearest(name, known)}")
-        elif known[name]:
-            value = value if equals else next(rest, "")
-            if not value:
-                raise ConfigError(f"{name} needs the name of a setting, e.g. {name} train.lr")
-            options[name] = value
-        else:
-            options[name] = ""
-    return options, settings
-
-
-def _show(text: str) -> int:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-    return 0
-
-
 def _described(composed: Composed) -> str:
     return f"# {' < '.join(['schema', *composed.layers])}\n{to_yaml(composed.config)}"
-
-
-def _refuse(error: ConfigError) -> int:
-    for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return 2
 
 
 def run_config(cfg: Config) -> int:
@@ -106,7 +72,7 @@ def run_config(cfg: Config) -> int:
         _import_plugins(cfg.plugins)
         run = _open_folder(cfg, first)
     except ConfigError as error:
-        return _refuse(error)
+        return refuse(error)
     except IveditError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -11,7 +11,7 @@ from ivedit.config.fields import Field, fields, groups, show
 from ivedit.config.layers import file_layers, or_nearest_key
 from ivedit.errors import ConfigError
 
-__all__ = ["EXAMPLES", "OPTIONS", "ORDER", "experiment_summaries", "explain", "help_text"]
+__all__ = ["EXAMPLES", "OPTIONS", "ORDER", "columns", "experiment_summaries", "explain", "help_text"]
 
 EXAMPLES = (
     ("", "the quickstart: trains a small editor on sprites and evaluates it on held-out videos"),
@@ -63,9 +63,9 @@ def help_text(width: int | None = None) -> str:
     for arguments, meaning in EXAMPLES:
         lines += [f"  python -m ivedit.run {arguments}".rstrip(), f"      {meaning}"]
     lines += ["", "options"]
-    lines += _columns(OPTIONS, width)
+    lines += columns(OPTIONS, width)
     lines += ["", "experiments (experiment=NAME; without it: quickstart)"]
-    lines += _columns(tuple(experiment_summaries().items()), width)
+    lines += columns(tuple(experiment_summaries().items()), width)
     lines += ["", "settings (key=value)", *textwrap.wrap(ORDER, width, initial_indent="  ", subsequent_indent="  ")]
     may = "With resume=FOLDER only these can change: " + ", ".join(
         key + "*" if key.endswith(".") else key for key in RESUME_MAY_CHANGE
@@ -87,7 +87,8 @@ def _setting_lines(item: Field, width: int) -> list[str]:
     return [f"    {item.key}  ({facts})", *body]
 
 
-def _columns(rows: tuple[tuple[str, str], ...], width: int) -> list[str]:
+def columns(rows: tuple[tuple[str, str], ...], width: int) -> list[str]:
+    """Names and texts side by side, indented, the texts wrapped."""
     left = max(len(name) for name, _ in rows) + 4
     lines = []
     for name, text in rows:

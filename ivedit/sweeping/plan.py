@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ivedit.config import to_dict
 from ivedit.config.compose import compose
 from ivedit.config.fields import show
@@ -24,7 +26,9 @@ from ivedit.runfolder import redact, write_json_atomic, write_text_atomic
 from ivedit.sweeping.parse import RECORD
 from ivedit.sweeping.spec import Arm, Cell, SlotResult, Stage, Sweep, changes
 
-__all__ = ["FINAL", "SEARCH", "TUNE", "build_stage", "choose", "keep_definition", "stages", "undecided_stage"]
+__all__ = [
+    "FINAL", "SEARCH", "TUNE", "build_stage", "choose", "keep_definition", "stages", "sweep_yaml", "undecided_stage",
+]  # fmt: skip
 
 TUNE, FINAL, SEARCH = "tune", "final", "search"
 DEFINITIONS = "definitions.json"
@@ -214,15 +218,18 @@ def keep_definition(sweep: Sweep) -> None:
             different.append(f"seeds: {show(old_seeds)} -> {show(seeds)}; seeds can only be appended")
         if different:
             raise ConfigError(changed_message(sweep.folder, different))
-    from omegaconf import OmegaConf
-
     try:
         sweep.runs.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(sweep.folder / RECORD, redact(OmegaConf.to_yaml(OmegaConf.create(dict(sweep.definition)))))
+        write_text_atomic(sweep.folder / RECORD, sweep_yaml(sweep))
         write_json_atomic(path, {"stages": now, "seeds": seeds})
     except OSError as error:
         reason = error.strerror or str(error)
         raise IveditError(f"cannot write the sweep's folder {sweep.folder} (output_dir): {reason}") from error
+
+
+def sweep_yaml(sweep: Sweep) -> str:
+    """The sweep as a file that ``sweep=./FILE.yaml`` reads back to the same sweep; passwords are left out."""
+    return redact(yaml.safe_dump(dict(sweep.definition), sort_keys=False, allow_unicode=True, width=120))
 
 
 def changed_message(place: Path | str, different: Sequence[str]) -> str:

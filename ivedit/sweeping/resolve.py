@@ -85,12 +85,22 @@ class _Sweeping:
         seeds = self._read("seeds", read_as.seeds, (0,))
         tune = self._tune()
         names = [arm.name for arm in arms]
+        self._keep_claims_about(names)
         claims = self._read("claims", lambda _, entry, problems: read_as.claims(entry, names, problems), ())
         faults, config = grid_faults(given, self.settings, arms, seeds, tune, self.objectives)
         self.problems += faults
         if config is None:
             return None
         return self._sweep(config, arms=arms, seeds=seeds, tune=tune, claims=claims)
+
+    def _keep_claims_about(self, names: list[str]) -> None:
+        """Arms chosen on the command line leave the file's claims about the others without their subject."""
+        given = self.given
+        claims = given.structures.get("claims", Entry(None, ""))
+        if given.structures["arms"].text is None or claims.text is not None or not isinstance(claims.value, list):
+            return
+        kept = [c for c in claims.value if not isinstance(c, dict) or {c.get("better"), c.get("than")} <= {*names}]
+        given.structures["claims"] = Entry(kept, claims.source)
 
     def _tune(self) -> Tune | None:
         if not any(key.startswith("tune.") for key in self.given.structures):

@@ -23,10 +23,10 @@ from ivedit.sweeping.spec import Arm, Choice, Objective, PrunerSpec, Range, Samp
 
 __all__ = ["Runs", "grid_faults", "launch_faults", "search_faults", "setting_faults"]
 
-FACTS = ("trained_weights",)
+UNEVALUATED = ("trained_weights",)
 """Objectives that are known without an evaluation."""
 
-STORAGES = ("sqlite", "postgresql", "postgresql+psycopg", "grpc")
+STORAGES = ("sqlite", "postgres", "postgresql", "postgresql+psycopg", "grpc")
 MOST_POINTS = 24
 """Combinations of a space's values that are all composed; of a larger space, every value is, one at a time."""
 
@@ -103,10 +103,11 @@ def launch_faults(given: Given) -> Iterator[str]:
         )
     storage = value["storage"]
     scheme = storage.partition("://")[0] if storage else None
-    if storage and ("://" not in storage or scheme not in STORAGES):
+    if storage and not storage.endswith(".journal") and ("://" not in storage or scheme not in STORAGES):
         yield (
             f"storage: {show(storage)} is no storage ({given.source('storage')}); write sqlite:///FILE, "
-            "postgresql://USER@HOST/NAME or grpc://HOST:PORT, or leave it out for a journal file"
+            "postgresql://USER@HOST/NAME, grpc://HOST:PORT or FILE.journal, or leave it out for a journal in the "
+            "sweep's folder"
         )
     if value["launcher"] == "slurm" and scheme == "sqlite":
         yield (
@@ -182,7 +183,7 @@ def _run_faults(config: Config, given: Given, objectives: Iterable[Objective]) -
         yield f"train.devices={train.devices}: a child has gpus_per_trial={gpus}; set gpus_per_trial={train.devices}"
     for objective in objectives:
         evaluated = config.task == "edit" and config.evaluation.enabled
-        known = "/" in objective.metric or objective.metric in FACTS or config.plugins
+        known = "/" in objective.metric or objective.metric in UNEVALUATED or config.plugins
         if not evaluated and not known and (config.task == "edit" or config.task.startswith("pretrain_")):
             yield (
                 f"objective {objective.metric}: it comes from an evaluation, and this run has none; set "
