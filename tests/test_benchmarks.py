@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "training_step.py"
-RECORDS = sorted((ROOT / "benchmarks" / "records").glob("*.json"))
+RECORDS = sorted((ROOT / "benchmarks" / "records").glob("training_step*.json"))
 TINY = ("data.pairs=4", "data.validation_pairs=2", "data.operations=[remove]", "train.batch_size=2", "editor.width=64")
 
 
