@@ -127,7 +127,7 @@ def test_what_a_random_model_says_is_never_a_score(folder, tmp_path):
         found = judge([noise(0), noise(1)], list(METRICS.values()), backend, record,
                       Asking(repeats=1, shown=Shown(frames=2, smallest=28)))  # fmt: skip
     assert {(j.status, j.value, j.repaired) for j in found} == {("unparsed", None, True)} and len(found) == 8
-        assert record.kept.calls == 16  # each question and its repair
+    assert record.kept.calls == 16  # each question and its repair
 
 
 def test_a_question_that_is_too_long_stops_the_run_and_says_what_to_change(tmp_path):
