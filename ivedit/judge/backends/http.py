@@ -68,7 +68,7 @@ class HttpBackend:
             url = httpx.URL(base_url.rstrip("/") + "/chat/completions")
         except httpx.InvalidURL:
             url = httpx.URL()
-        if url.scheme not in ("http", "https") or not url.host:
+        if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
             raise ConfigError(f"judge.base_url={base_url}: give the server's address, such as http://HOST:8000/v1")
         self.model, self.address = model, url
         sampling = {
