@@ -31,7 +31,8 @@ _NEVER = (
     "train.log_every", "train.validate_every", "train.checkpoint_every", "train.max_minutes", "train.accelerator",
     "train.threads", "train.capture", "data.workers", "data.cache", "data.cache_dir", "data.validation_pairs",
     "evaluation.batch_size", "evaluation.triage", "evaluation.triage_pairs", "evaluation.strips",
-    "evaluation.bootstrap", "evaluation.gate_maps", "evaluation.controls", "evaluation.editors", "plugins",
+    "evaluation.bootstrap", "evaluation.gate_maps", "evaluation.controls", "evaluation.editors",
+    "evaluation.save_edits", "plugins",
 )  # fmt: skip
 """What a run does on the way, whatever comes out."""
 

@@ -25,6 +25,7 @@ OPERATIONS = (
     "recolour", "reshape", "remove", "add", "resize", "background_colour", "background_pattern", "style", "compound",
 )  # fmt: skip
 CONTROLS = ("source_copy", "frozen", "vae_ceiling", "still_clip")
+WEIGHTS = ("clip", "dino", "pickscore")
 PAIR_FIELDS = (
     "id", "source", "target", "instruction", "source_caption", "target_caption", "mask", "operation", "split",
 )  # fmt: skip
@@ -321,3 +322,21 @@ def _editors_exist(c: Config) -> Iterator[str]:
             yield f"the row name {row!r} belongs to a control; choose another"
         if place != "shipped" and not Path(place).expanduser().exists():
             yield f"row {row!r}: there is no {place}; give a .safetensors file, a run folder, or `shipped`"
+
+
+@rule("evaluation.weights")
+def _weights_exist(c: Config) -> Iterator[str]:
+    if not c.plugins:
+        yield from _unknown(list(c.evaluation.weights), WEIGHTS, "metric's kind of weights called")
+    for name, place in c.evaluation.weights.items():
+        if not Path(place).expanduser().is_dir():
+            yield f"{name!r}: {place} is not a folder; download the weights there first, nothing is fetched here"
+
+
+@rule("evaluation.weights", "evaluation.sha256")
+def _hashes_are_of_weights(c: Config) -> Iterator[str]:
+    for name, digest in c.evaluation.sha256.items():
+        if name not in c.evaluation.weights:
+            yield f"there are no weights {name!r} to check; name their folder in evaluation.weights"
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            yield f"{name!r}: {digest} is not a sha256 of 64 hex digits in lower case"

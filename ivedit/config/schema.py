@@ -268,6 +268,19 @@ class EvaluationConfig:
     bootstrap: int = _f(2000, "Resamples for the 95% intervals over clips.", min=100)
     edited_db: float = _f(16.0, "Edit success: edited region above this PSNR (dB) ...")
     kept_db: float = _f(20.0, "... and kept region above this one.")
+    save_edits: bool = _f(
+        False,
+        "Keep edits, sources, true edits and masks as lossless mp4s in the run folder's edits/, with the manifest that "
+        "`python -m ivedit.evaluate` reads.",
+    )
+    weights: dict[str, str] = _f(
+        {},
+        "Folders of weights for metrics that need some, {clip: FOLDER, dino: FOLDER, pickscore: FOLDER}, in "
+        "transformers' layout; a metric without its weights is skipped and never fetches any.",
+    )
+    sha256: dict[str, str] = _f(
+        {}, "Expected sha256 of such weights, {clip: HEX}, as a table's footer shows it; other weights are refused."
+    )
 
 
 @dataclass

@@ -40,6 +40,9 @@ __all__ = ["CONTROL", "FIELDS", "NAME", "EditedClip", "Entry", "Manifest", "comb
 NAME = "manifest.jsonl"
 REQUIRED = ("id", "source", "edited", "instruction")
 FIELDS = (*REQUIRED, "method", "truth", "mask", "source_caption", "target_caption", "operation")
+SMALLEST = 16
+"""Pixels of the shorter side that metrics need."""
+
 _PATHS = ("source", "edited", "truth", "mask")
 CONTROL = "source_copy"
 """The row that every table has; no method may be called so."""
@@ -235,9 +238,12 @@ def _entry(line: str, where: str, folder: Path, sources: Path) -> tuple[Entry | 
                 paths[name] = found
     if problems:
         return None, problems
-    words = {name: content.get(name, "") for name in ("source_caption", "target_caption", "operation")}
-    method = content.get("method") or folder.resolve().name
-    return Entry(content["id"], method, content["instruction"], **paths, **words), []
+    entry = Entry(
+        content["id"], content.get("method") or folder.resolve().name, content["instruction"],
+        paths["source"], paths["edited"], paths.get("truth"), paths.get("mask"),
+        content.get("source_caption", ""), content.get("target_caption", ""), content.get("operation", ""),
+    )  # fmt: skip
+    return entry, []
 
 
 def _extra(folder: Path, entries: Sequence[Entry]) -> list[str]:
@@ -286,6 +292,8 @@ def _clip(entries: Sequence[Entry], facts: Mapping[Path, ClipFacts], fit: bool) 
             if not _same_file(getattr(first, name), getattr(other, name)):
                 problems.append(f"clip {first.id!r}: {first.method} and {other.method} have another {name}")
     size = facts[first.edited]
+    if min(size.height, size.width) < SMALLEST:
+        problems.append(f"clip {first.id!r}: the edit is {size.height}x{size.width}; {SMALLEST} pixels are the least")
     for entry in entries[1:]:
         if facts[entry.edited] != size:
             problems.append(f"clip {first.id!r}: {first.method} wrote {size}, {entry.method} {facts[entry.edited]}; "

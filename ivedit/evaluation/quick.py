@@ -12,6 +12,7 @@ from ivedit.config.schema import SamplingConfig, TextConfig
 from ivedit.evaluation.clips import ClipBatch, ClipSet
 from ivedit.evaluation.metrics import RegionPSNR
 from ivedit.evaluation.metrics.region import success_of
+from ivedit.media import to_uint8
 from ivedit.pipeline import IVEditPipeline
 from ivedit.sprites import FRAMES, PairBatch
 
@@ -61,7 +62,7 @@ def region_scores(
     """Edited PSNR, kept PSNR and success of each clip, (M,) each; ``produce`` gives the edited pixels of a batch."""
     edited, kept = RegionPSNR("edited"), RegionPSNR("kept")
     for batch in clips.batches(batch_size):
-        pixels = produce(batch)
+        pixels = to_uint8(produce(batch)).float() / 255  # as every image and video file is
         for metric in (edited, kept):
             metric.to(pixels.device).update(pixels, batch.reference)
     values = {"edited_psnr": edited.per_clip()[1].cpu(), "kept_psnr": kept.per_clip()[1].cpu()}

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ivedit.data.progress import Progress
 from ivedit.evaluation.clips import ClipSet, Latents
-from ivedit.evaluation.metrics import ClipMetric, FramePSNR, build_metrics
+from ivedit.evaluation.metrics import ClipMetric, FramePSNR, build_metrics, measure
 from ivedit.evaluation.readback import ReadBackScore
 from ivedit.evaluation.rows import Row
+from ivedit.evaluation.saving import EditWriter
 from ivedit.media import to_uint8
 from ivedit.sprites.reader import SpriteReader
 
@@ -97,6 +98,7 @@ def score_rows(
     *,
     keep: int,
     keep_latents: bool,
+    writer: EditWriter | None = None,
 ) -> tuple[dict[str, RowScores], Kept]:
     """Score each row on each clip; the edits of the first ``keep`` clips are returned too.
 
@@ -108,6 +110,7 @@ def score_rows(
         reader: For the read-back; None: without.
         keep: Clips to keep for pictures.
         keep_latents: Whether the latents of all clips are wanted afterwards.
+        writer: Given every edit of the clips as they are; None: edits are not kept.
     """
     size = cfg.evaluation.batch_size
     running = [_RowMetrics(row, cfg, backbone, reader) for row in rows]
@@ -126,8 +129,12 @@ def score_rows(
                 edited = state.row.produce(seen, own)
                 _synchronise(backbone.device)
                 state.seconds += time.monotonic() - started
-                for metric in (*state.metrics.values(), state.per_frame, state.per_latent):
-                    metric.update(edited, seen.reference)
+                edited = to_uint8(edited).float() / 255  # as every image and video file is
+                if writer is not None and state.row.prepare is None:
+                    writer.add(batch, state.row.name, edited)
+                measure(state.metrics, edited, seen.reference)
+                for per_time in (state.per_frame, state.per_latent):
+                    per_time.update(edited, seen.reference)
                 if state.readback is not None:
                     state.readback.update(edited, seen)
                 if state.row.name in kept.edits:
@@ -136,6 +143,8 @@ def score_rows(
                 progress.advance(len(batch))
             if keep_latents:
                 kept.latents.append(latents.keep_latents_only())
+    if writer is not None:
+        writer.close([row.name for row in rows])
     return {state.row.name: state.scores() for state in running}, kept
 
 

@@ -18,9 +18,11 @@ from ivedit.data.progress import Progress
 from ivedit.errors import ConfigError
 from ivedit.evaluation.clips import ClipSet, held_out_clips
 from ivedit.evaluation.gates import GateScores, score_gate
+from ivedit.evaluation.metrics import skipped_metrics
 from ivedit.evaluation.pictures import write_gate_pictures, write_media, write_success_chart
 from ivedit.evaluation.readback import FACTS, SKIPPED, find_reader
 from ivedit.evaluation.rows import Row, build_rows
+from ivedit.evaluation.saving import EDITS, EditWriter
 from ivedit.evaluation.scoring import Kept, RowScores, score_rows
 from ivedit.evaluation.summary import differences, estimate, grouped, jsonable, operation_groups
 from ivedit.evaluation.tables import format_table, table_rows
@@ -76,6 +78,7 @@ def evaluate(
         reader,
         keep=cfg.evaluation.strips,
         keep_latents=cfg.evaluation.gate_maps and bool(editors),
+        writer=EditWriter(run.path / EDITS, clips.ids) if cfg.evaluation.save_edits else None,
     )
     results = _results(cfg, backbone, rows, clips, scores)
     if cfg.evaluation.triage:
@@ -142,6 +145,7 @@ def _results(
             )
         ],
         "rows": table,
+        "skipped": skipped_metrics(cfg.evaluation),
         "paired": differences({name: found.values for name, found in scores.items()}, resamples),
     }
 

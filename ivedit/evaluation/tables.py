@@ -11,7 +11,7 @@ from ivedit.evaluation.statistics import Estimate
 from ivedit.evaluation.summary import HEADLINE, in_order
 from ivedit.runfolder import list_gpus
 
-__all__ = ["format_table", "table_rows"]
+__all__ = ["cell_text", "format_table", "markdown_table", "metric_label", "table_rows"]
 
 OWN_ROW = "this run"
 """What a tracker's table calls the row of the run's own editor."""
@@ -58,7 +58,7 @@ def table_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _text(name: str, found: Mapping[str, Any], *, interval: bool = True) -> str:
+def cell_text(name: str, found: Mapping[str, Any], *, interval: bool = True) -> str:
     """One estimate: success in per cent, others with their metric's decimals."""
     shown = Estimate(**found)
     digits, unit = METRICS.info(name)["digits"] if name in METRICS else 2, ""
@@ -70,12 +70,14 @@ def _text(name: str, found: Mapping[str, Any], *, interval: bool = True) -> str:
     return shown.text(digits, unit)
 
 
-def _label(name: str) -> str:
+def metric_label(name: str) -> str:
+    """A metric's column title with the direction that is better."""
     info = METRICS.info(name)
     return f"{info['label']} {_ARROWS[info['better']]}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
@@ -99,12 +101,12 @@ def _heading(results: Mapping[str, Any]) -> str:
 
 
 def _main(results: Mapping[str, Any]) -> str:
-    head = ["row", *(_label(name) for name in HEADLINE), "s/clip"]
+    head = ["row", *(metric_label(name) for name in HEADLINE), "s/clip"]
     rows = [
-        [name, *(_text(metric, row["metrics"][metric]) for metric in HEADLINE), f"{row['seconds_per_clip']:.2f}"]
+        [name, *(cell_text(metric, row["metrics"][metric]) for metric in HEADLINE), f"{row['seconds_per_clip']:.2f}"]
         for name, row in results["rows"].items()
     ]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _paired(results: Mapping[str, Any]) -> str:
@@ -115,23 +117,23 @@ def _paired(results: Mapping[str, Any]) -> str:
         for control, found in controls.items():
             edited = found["edited_psnr"]
             sure = edited["low"] is not None and edited["low"] > 0
-            decibels = (_text(metric, found[metric]) for metric in ("edited_psnr", "kept_psnr"))
+            decibels = (cell_text(metric, found[metric]) for metric in ("edited_psnr", "kept_psnr"))
             rows.append([f"{name} - {control}", *decibels, "yes" if sure else "no"])
     if not rows:
         return ""
     head = ["paired by clip", "edited PSNR, dB", "kept PSNR, dB", "edits better, at 95%"]
-    return "## Against the controls\n\n" + _table(head, rows)
+    return "## Against the controls\n\n" + markdown_table(head, rows)
 
 
 def _others(results: Mapping[str, Any]) -> str:
     names = [name for name in METRICS.names() if name not in HEADLINE]
     names = [name for name in names if all(name in row["metrics"] for row in results["rows"].values())]
     rows = [
-        [name, *(_text(metric, row["metrics"][metric], interval=False) for metric in names)]
+        [name, *(cell_text(metric, row["metrics"][metric], interval=False) for metric in names)]
         for name, row in results["rows"].items()
     ]
     note = "\n\nn/N: clips with a value (no kept region left after the SSIM window; a source that stands still)."
-    return "## Structure and motion\n\n" + _table(["row", *(_label(name) for name in names)], rows) + note
+    return "## Structure and motion\n\n" + markdown_table(["row", *(metric_label(name) for name in names)], rows) + note
 
 
 def _operations(results: Mapping[str, Any]) -> str:
@@ -143,7 +145,7 @@ def _operations(results: Mapping[str, Any]) -> str:
         label = "(needs new motion)" if group == "needs_motion" else group
         lines.append([label, str(count), *(_both(row["groups"].get(group)) for row in rows.values())])
     head = ["operation", "clips", *rows]
-    return "## Success and edited PSNR per operation\n\n" + _table(head, lines)
+    return "## Success and edited PSNR per operation\n\n" + markdown_table(head, lines)
 
 
 def _per_latent(results: Mapping[str, Any]) -> str:
@@ -154,7 +156,7 @@ def _per_latent(results: Mapping[str, Any]) -> str:
         return ""
     lines = [[name, *("-" if v is None else f"{v:.1f}" for v in values)] for name, values in rows.items()]
     head = ["latent frame", *(str(index) for index in range(count))]
-    return "## Edited PSNR over time, dB\n\n" + _table(head, lines)
+    return "## Edited PSNR over time, dB\n\n" + markdown_table(head, lines)
 
 
 def _both(found: Mapping[str, Any] | None) -> str:
@@ -175,8 +177,8 @@ def _readback(results: Mapping[str, Any]) -> str:
     if skipped:
         return f"Read-back by the classifier: {skipped[0]}."
     facts = list(next(iter(read.values())))
-    rows = [[name, *(_text("success", found[fact]) for fact in facts)] for name, found in read.items()]
-    return "## Read back from the frames (share of frames)\n\n" + _table(["row", *facts], rows)
+    rows = [[name, *(cell_text("success", found[fact]) for fact in facts)] for name, found in read.items()]
+    return "## Read back from the frames (share of frames)\n\n" + markdown_table(["row", *facts], rows)
 
 
 def _triage(results: Mapping[str, Any], name: str) -> str:
@@ -205,11 +207,11 @@ def _triage(results: Mapping[str, Any], name: str) -> str:
         *(f"Not scored: {reason}." for reason in skipped),
     ]
     gap = found["image_minus_video"]["all"]
-    notes.append(f"Success on one frame minus success on the clip of the same scene: {_text('success', gap)}.")
+    notes.append(f"Success on one frame minus success on the clip of the same scene: {cell_text('success', gap)}.")
     if "recolour_colour_error" in found["one_step"]:
         error = Estimate(**found["one_step"]["recolour_colour_error"]).text(3)
         notes.append(f"Mean-colour error of the one-step estimate, recolours: {error} (0 to 1.73).")
-    return f"## Triage: {name}\n\n{_table(head, lines)}\n\n" + "\n".join(notes)
+    return f"## Triage: {name}\n\n{markdown_table(head, lines)}\n\n" + "\n".join(notes)
 
 
 def _gate(name: str, found: Mapping[str, Any]) -> str:
@@ -222,7 +224,7 @@ def _gate(name: str, found: Mapping[str, Any]) -> str:
     auc, best = (Estimate(**found[key]).text(2) for key in ("auc", "ceiling"))
     head = ["AUC", *(f"sigma {sigma}" for sigma in found["sigmas"])]
     summary = f"Mean {auc}; 0.5 is blind, the true mask at token resolution scores {best}."
-    return f"## Gate as a mask: {name}\n\n{_table(head, table)}\n\n{summary}"
+    return f"## Gate as a mask: {name}\n\n{markdown_table(head, table)}\n\n{summary}"
 
 
 def _footer(results: Mapping[str, Any]) -> str:

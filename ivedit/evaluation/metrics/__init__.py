@@ -9,6 +9,7 @@ from ivedit.evaluation.metrics.base import (
     Reference,
     Unavailable,
     build_metrics,
+    measure,
     register_metric,
     skipped_metrics,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Unavailable",
     "WarpError",
     "build_metrics",
+    "measure",
     "register_metric",
     "skipped_metrics",
     "source_flow",

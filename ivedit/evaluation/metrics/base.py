@@ -7,7 +7,7 @@ without a kept region, a source that stands still) gets NaN, "no value": it is c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from ivedit.evaluation.metrics.flow import PendingFlow, SourceFlow, source_flow
 from ivedit.registry import Registry
 
 __all__ = [
-    "METRICS", "ClipMetric", "Reference", "Unavailable", "build_metrics", "frame_chunks", "register_metric",
+    "METRICS", "ClipMetric", "Reference", "Unavailable", "build_metrics", "frame_chunks", "measure", "register_metric",
     "skipped_metrics",
 ]
 
@@ -225,6 +225,12 @@ def register_metric(
 def build_metrics(evaluation: Any) -> dict[str, ClipMetric]:
     """Every registered metric that can be computed, new and empty, for one row of a table."""
     return {name: found for name, found in _built(evaluation) if not isinstance(found, str)}
+
+
+def measure(metrics: Mapping[str, ClipMetric], edited: Tensor, reference: Reference) -> None:
+    """Show a batch of edits (B, T, 3, H, W) in [0, 1] to every metric of a row."""
+    for metric in metrics.values():
+        metric.update(edited, reference)
 
 
 def skipped_metrics(evaluation: Any) -> dict[str, str]:

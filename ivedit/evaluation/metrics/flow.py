@@ -106,7 +106,7 @@ def _clip_flow(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for t, (back, forth) in enumerate(_pair_flows(grey)):
         seen = _visible(back, forth)
         if halved:
-            back = cv2.resize(back, (width, height)) * np.float32([width / half[0], height / half[1]])
+            back = cv2.resize(back, (width, height)) * np.array([width / half[0], height / half[1]], np.float32)
             seen = cv2.resize(seen.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
         backward[t, 0], backward[t, 1] = back[..., 0], back[..., 1]
         visible[t, 0] = seen

@@ -142,7 +142,8 @@ def _moving(clip: Tensor) -> Tensor:
     side = max(3, min(clip.shape[-2:]) // 21 | 1)
     found = []
     for part in frame_chunks(clip, 1):
-        steps = (clip[:, part.start + 1 : part.stop].float() - clip[:, part.start : part.stop - 1].float()).flatten(0, 1)
+        frames = clip[:, part].float()
+        steps = (frames[:, 1:] - frames[:, :-1]).flatten(0, 1)
         # large neighbourhoods need not be looked at around every pixel
         mean = F.avg_pool2d(steps, side, max(1, side // 3), side // 2, count_include_pad=False)
         moved = (mean.abs().amax(dim=1, keepdim=True) > _MOVED).float()
