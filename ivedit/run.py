@@ -36,6 +36,8 @@ __all__ = ["main", "run_config"]
 
 log = logging.getLogger("ivedit.run")
 
+VALUES = {"--explain": "the name of a setting, e.g. --explain train.lr"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks and return the exit code."""
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         die_with_parent()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        options, settings = split_options(given, OPTIONS, {"--explain": "train.lr"})
+        options, settings = split_options(given, OPTIONS, VALUES)
         if "--help" in options:
             return show(help_text())
         composed = compose(settings)

@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-EXAMPLE_VALUES = {"--workers": "4", "--launcher": "slurm"}
+WITH_VALUE = {"--workers": "a number, e.g. --workers 4", "--launcher": "local or slurm, e.g. --launcher slurm"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks and return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        options, settings = split_options(given, OPTIONS, EXAMPLE_VALUES)
+        options, settings = split_options(given, OPTIONS, WITH_VALUE)
         if "--help" in options:
             return show(help_text())
-        for option in EXAMPLE_VALUES:
+        for option in WITH_VALUE:
             if option in options:
                 settings.append(f"{option.removeprefix('--')}={options[option]}")
         sweep = resolve(settings)
-        return _do(sweep, set(options) - set(EXAMPLE_VALUES))
+        return _do(sweep, set(options) - set(WITH_VALUE))
     except ConfigError as error:
         return refuse(error)
     except IveditError as error:

@@ -11,14 +11,14 @@ __all__ = ["refuse", "show", "split_options"]
 
 
 def split_options(
-    arguments: Sequence[str], options: Sequence[tuple[str, str]], examples: Mapping[str, str]
+    arguments: Sequence[str], options: Sequence[tuple[str, str]], values: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
     """``--option [value]`` apart from ``key=value``.
 
     Args:
         arguments: The command line.
         options: ``("--explain KEY", meaning)`` each; one with a second word takes a value.
-        examples: A value for each option that takes one, for the message when it is missing.
+        values: What each option with a value needs, in words and with an example, for the message when it is missing.
 
     Raises:
         ConfigError: An option is not known, or its value is missing or not wanted.
@@ -37,7 +37,7 @@ def split_options(
         elif known[name]:
             value = value if equals else next(rest, "")
             if not value:
-                raise ConfigError(f"{name} needs a value, e.g. {name} {examples[name]}")
+                raise ConfigError(f"{name} needs {values[name]}")
             found[name] = value
         elif equals:
             raise ConfigError(f"{name} takes no value; leave out ={value}")
