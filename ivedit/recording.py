@@ -19,9 +19,9 @@ from typing import Any, cast
 
 from ivedit.runfolder import RunFolder, redact, write_json_atomic
 
-_NOT_SETTINGS = ("name", "summary", "output_dir", "resume", "tracking")
-"""Where a run stands and what it is called: neither parameters to compare nor part of the configuration's
-hash."""
+_NOT_SETTINGS = ("name", "summary", "output_dir", "resume", "tracking", "judge")
+"""Where a run stands, what it is called, who judges it afterwards: neither parameters to compare nor part of the
+configuration's hash."""
 
 _ONLY_EDIT = ("backbone", "editor", "text", "flow", "sampling", "evaluation", "init_from")
 """Sections that mean nothing to the pretraining tasks."""

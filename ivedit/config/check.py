@@ -16,7 +16,7 @@ from ivedit.config.fields import fields, show
 from ivedit.config.schema import Config
 from ivedit.errors import or_nearest
 
-__all__ = ["CONTROLS", "OPERATIONS", "READERS", "TASKS", "VARIANTS", "check"]
+__all__ = ["CONTROLS", "JUDGE_METRICS", "OPERATIONS", "READERS", "TASKS", "VARIANTS", "check"]
 
 TASKS = ("edit", "pretrain_text", "pretrain_reader", "pretrain_vae", "pretrain_dit")
 VARIANTS = ("predict_update", "side_by_side", "single_attention", "tuned_attention")
@@ -26,6 +26,7 @@ OPERATIONS = (
 )  # fmt: skip
 CONTROLS = ("source_copy", "frozen", "vae_ceiling", "still_clip")
 WEIGHTS = ("clip", "dino", "pickscore")
+JUDGE_METRICS = ("IA", "TC", "VF", "AA")
 PAIR_FIELDS = (
     "id", "source", "target", "instruction", "source_caption", "target_caption", "mask", "operation", "split",
 )  # fmt: skip
@@ -340,3 +341,42 @@ def _hashes_are_of_weights(c: Config) -> Iterator[str]:
             yield f"there are no weights {name!r} to check; name their folder in evaluation.weights"
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
             yield f"{name!r}: {digest} is not a sha256 of 64 hex digits in lower case"
+
+
+# -- judge --------------------------------------------------------------------------------------------------------
+
+
+@rule("judge.backend", "judge.base_url", "judge.model", "judge.path")
+def _judge_is_named(c: Config) -> Iterator[str]:
+    needed = {"http": ("base_url", "model"), "local": ("path",), "replay": ("path",)}.get(c.judge.backend, ())
+    for name in needed:
+        if not getattr(c.judge, name):
+            yield f"the backend {c.judge.backend} needs judge.{name}"
+
+
+@rule("judge.backend")
+def _judge_settings_hold_no_secret(c: Config) -> Iterator[str]:
+    # Named without the values, so that what should not have been written there is not written once more.
+    if c.judge.key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", c.judge.key_env):
+        yield "judge.key_env takes the name of an environment variable, not the key itself"
+    if c.judge.base_url and ("@" in c.judge.base_url or "?" in c.judge.base_url):
+        yield "judge.base_url takes no user, password or query; put the key where judge.key_env names it"
+
+
+@rule("judge.metrics")
+def _judge_metrics_exist(c: Config) -> Iterator[str]:
+    yield from _unknown(c.judge.metrics, JUDGE_METRICS, "judge metric")
+    if not c.judge.metrics:
+        yield "there is nothing to ask; name one, or set judge.backend=none"
+
+
+@rule("judge.temperature", "judge.repeats")
+def _repeats_differ(c: Config) -> Iterator[str]:
+    if c.judge.temperature == 0 and c.judge.repeats > 1:
+        yield "at temperature 0 every repeat is the same answer; set judge.repeats=1 or judge.temperature=0.7"
+
+
+@rule("judge.smallest", "judge.largest")
+def _sizes_shown_agree(c: Config) -> Iterator[str]:
+    if c.judge.smallest > c.judge.largest:
+        yield "frames cannot be shown larger than the largest; lower judge.smallest"

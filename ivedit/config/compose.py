@@ -34,6 +34,7 @@ RESUME_MAY_CHANGE = (
     "data.path",
     "data.workers",
     "evaluation.",
+    "judge.",
     "plugins",
     "sampling.",
     "tracking.",

@@ -7,7 +7,9 @@ message quotes. Nothing heavy is imported here: the whole configuration layer an
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Optional
+
+from ivedit.config.declare import declare
 
 __all__ = [
     "BackboneConfig",
@@ -16,6 +18,7 @@ __all__ = [
     "EditorConfig",
     "EvaluationConfig",
     "FlowConfig",
+    "JudgeConfig",
     "PretrainConfig",
     "SamplingConfig",
     "TextConfig",
@@ -24,25 +27,7 @@ __all__ = [
     "declare",
 ]
 
-
-def _f(
-    default: Any,
-    help: str,
-    *,
-    min: float | None = None,
-    max: float | None = None,
-    above: float | None = None,
-    choices: tuple[str, ...] | None = None,
-) -> Any:
-    """Declare one field. ``min``/``max`` are inclusive, ``above`` is an exclusive lower bound."""
-    metadata = {"help": help, "min": min, "max": max, "above": above, "choices": choices}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-declare = _f
-"""For the schema of sweeps."""
+_f = declare
 
 
 @dataclass
@@ -284,6 +269,52 @@ class EvaluationConfig:
 
 
 @dataclass
+class JudgeConfig:
+    """A vision-language model that scores edits (see docs/judge.md)."""
+
+    backend: str = _f(
+        "none",
+        "Who judges. http: a server that speaks chat completions (vLLM, llama.cpp, Ollama, hosted); local: a model in "
+        "a folder; replay: a stored record, which asks nobody.",
+        choices=("none", "http", "local", "replay"),
+    )
+    base_url: Optional[str] = _f(None, "http: the server's address up to its version, such as http://HOST:8000/v1.")
+    model: Optional[str] = _f(None, "http: the name that the server knows the model by. replay: whose replies.")
+    path: Optional[str] = _f(None, "local: folder of the model, in transformers' layout. replay: the record.")
+    returned_model: Optional[str] = _f(
+        None, "http: the name that the server answers with, where it is neither judge.model nor that with a date."
+    )
+    key_env: Optional[str] = _f(None, "http: name of the environment variable that holds the key; null: none is sent.")
+    request: dict[str, str] = _f(
+        {},
+        "http: further fields of the request, each as JSON; null leaves a field out that would be sent: "
+        "{max_completion_tokens: 2048, max_tokens: 'null'}.",
+    )
+    metrics: list[str] = _f(
+        ["IA", "TC", "VF", "AA"],
+        "What is asked: IA instruction adherence, TC temporal consistency, VF visual fidelity, AA aesthetic appeal.",
+    )
+    repeats: int = _f(5, "Times each question is asked; averaged inside a clip.", min=1)
+    seed: int = _f(0, "Seed of the first repeat; the others follow. Also of the order of the clips.", min=0)
+    temperature: float = _f(0.7, "Of the judge's sampling.", min=0, max=2)
+    top_p: float = _f(1.0, "Nucleus of the judge's sampling.", above=0, max=1)
+    max_tokens: int = _f(1024, "Longest answer.", min=64)
+    frames: int = _f(8, "Moments shown of a clip, and frames of each of the two windows for TC.", min=2, max=64)
+    smallest: int = _f(256, "Frames with a shorter side below this are shown enlarged by a whole factor.", min=1)
+    largest: int = _f(768, "Frames with a longer side above this are shown scaled down to it.", min=16)
+    concurrency: int = _f(8, "Questions under way at once.", min=1)
+    requests_per_minute: Optional[float] = _f(None, "Calls started in a minute at most; null: no limit.", above=0)
+    attempts: int = _f(5, "Calls for one reply at most, with growing pauses or those that the server asks for.", min=1)
+    timeout: float = _f(120.0, "http: seconds for one call.", above=0)
+    record: Optional[str] = _f(
+        None, "File that keeps every reply and finds it again; null: judge.jsonl in the output folder."
+    )
+    anchors: Optional[str] = _f(
+        None, "What the anchors said about this judge (a JSON file of --anchors); null: no metric is proven."
+    )
+
+
+@dataclass
 class TrackingConfig:
     """Where runs are recorded. The run folder is complete by itself; MLflow is a view of it."""
 
@@ -345,5 +376,6 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

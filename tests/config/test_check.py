@@ -55,6 +55,12 @@ REFUSED = {
     "unknown control": (["evaluation.controls=[forzen]"], "did you mean frozen?"),
     "row named like a control": (["evaluation.editors={frozen: shipped}"], "belongs to a control"),
     "row without an editor": (["evaluation.editors={mine: nowhere}"], "there is no nowhere"),
+    "judge without a server": (["judge.backend=http", "judge.model=m"], "needs judge.base_url"),
+    "judge without a folder": (["judge.backend=local"], "needs judge.path"),
+    "unknown judge metric": (["judge.metrics=[IA,TV]"], "judge metric 'TV'"),
+    "no judge metric": (["judge.metrics=[]"], "nothing to ask"),
+    "equal repeats": (["judge.temperature=0"], "judge.repeats=1"),
+    "sizes crossed": (["judge.smallest=900"], "lower judge.smallest"),
 }  # fmt: skip
 
 ALLOWED = {
@@ -90,6 +96,13 @@ def test_refuses(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("case", ALLOWED)
 def test_allows(case: str):
     load("imvideoedit", *ALLOWED[case])
+
+
+@pytest.mark.parametrize("setting", ["judge.key_env=sk-very-secret", "judge.base_url=http://me:very-secret@host/v1"])
+def test_a_key_among_the_settings_is_refused_and_not_repeated(setting: str):
+    with pytest.raises(ConfigError, match=r"judge\.key_env") as caught:
+        load("imvideoedit", setting)
+    assert "secret" not in str(caught.value)
 
 
 def test_one_bad_value_is_one_problem():
