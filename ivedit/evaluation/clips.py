@@ -137,7 +137,10 @@ class ClipSet:
         # to 8 bits, as every image and video file is; the mask follows
         source, target = ((pixels * 255).round() / 255 for pixels in (source, target))
         mask = (source != target).any(dim=2, keepdim=True)
-        reference = Reference(source, target, mask, rows, start_source_flow(source) if flow else None)
+        reference = Reference(
+            source, target, mask, rows, start_source_flow(source) if flow else None,
+            captions=pairs.target_caption, source_captions=pairs.source_caption,
+        )  # fmt: skip
         return ClipBatch(
             reference=reference,
             instructions=pairs.instruction,

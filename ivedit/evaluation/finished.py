@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from ivedit.evaluation.metrics import (
     build_metrics,
     measure,
     skipped_metrics,
+    weights_digest,
 )
 from ivedit.evaluation.statistics import detectable_difference, paired_difference
 from ivedit.evaluation.summary import HEADLINE, estimate, grouped, jsonable, operation_groups
@@ -136,6 +138,7 @@ def score_finished(
         "thresholds": {"edited_db": evaluation.edited_db, "kept_db": evaluation.kept_db},
         "clips": clips,
         "skipped": skipped_metrics(evaluation),
+        "weights": {name: weights_digest(Path(place).expanduser()) for name, place in evaluation.weights.items()},
         **tables(values, [clip["operation"] for clip in clips], evaluation.bootstrap),
     }
 

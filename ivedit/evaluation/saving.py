@@ -64,6 +64,7 @@ class EditWriter:
                 "edited": place,
                 **{field: where for field, (where, _) in shared.items()},
                 "instruction": batch.instructions[i],
+                "source_caption": (reference.source_captions or [""] * len(batch))[i],
                 "target_caption": batch.target_captions[i],
                 "operation": batch.operations[i],
             }

@@ -15,6 +15,7 @@ from ivedit.evaluation.metrics.base import (
 )
 from ivedit.evaluation.metrics.flow import SourceFlow, source_flow, start_source_flow
 from ivedit.evaluation.metrics.gate import GateAUC, token_coverage, weighted_auc
+from ivedit.evaluation.metrics.learned import weights_digest
 from ivedit.evaluation.metrics.motion import (
     MOVES_OTHERWISE,
     FlickerRatio,
@@ -50,4 +51,5 @@ __all__ = [
     "start_source_flow",
     "token_coverage",
     "weighted_auc",
+    "weights_digest",
 ]
