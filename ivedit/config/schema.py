@@ -300,7 +300,7 @@ class JudgeConfig:
     top_p: float = _f(1.0, "Nucleus of the judge's sampling.", above=0, max=1)
     max_tokens: int = _f(1024, "Longest answer.", min=64)
     frames: int = _f(8, "Moments shown of a clip, and frames of each of the two windows for TC.", min=2, max=64)
-    smallest: int = _f(256, "Frames with a shorter side below this are shown enlarged by a whole factor.", min=1)
+    smallest: int = _f(256, "Smaller frames are shown enlarged by the largest whole factor up to this side.", min=1)
     largest: int = _f(768, "Frames with a longer side above this are shown scaled down to it.", min=16)
     concurrency: int = _f(8, "Questions under way at once.", min=1)
     requests_per_minute: Optional[float] = _f(None, "Calls started in a minute at most; null: no limit.", above=0)

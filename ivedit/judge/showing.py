@@ -23,7 +23,7 @@ class Shown:
 
     Attributes:
         frames: Moments shown of a clip, and frames of each window of consecutive ones.
-        smallest: Frames with a shorter side below this are enlarged by a whole factor, without smoothing.
+        smallest: Frames with a shorter side below half of this are enlarged by a whole factor, without smoothing.
         largest: Frames with a longer side above this are scaled down to it.
     """
 
@@ -33,12 +33,11 @@ class Shown:
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """(H, W) that a frame is shown at."""
-        factor = max(1, self.smallest // min(height, width))
-        height, width = height * factor, width * factor
         longer = max(height, width)
         if longer > self.largest:
-            height, width = (max(1, round(side * self.largest / longer)) for side in (height, width))
-        return height, width
+            return max(1, round(height * self.largest / longer)), max(1, round(width * self.largest / longer))
+        factor = max(1, min(self.smallest // min(height, width), self.largest // longer))
+        return height * factor, width * factor
 
 
 def evenly(length: int, count: int) -> list[int]:
@@ -76,8 +75,8 @@ class LabelledImage:
         picture = PIL.Image.fromarray(np.ascontiguousarray(self.frame.transpose(1, 2, 0)))
         height, width = self.size
         if (height, width) != self.frame.shape[1:]:
-            whole = height % self.frame.shape[1] == 0
-            method = PIL.Image.Resampling.NEAREST if whole else PIL.Image.Resampling.LANCZOS
+            enlarged = height >= self.frame.shape[1] and width >= self.frame.shape[2]
+            method = PIL.Image.Resampling.NEAREST if enlarged else PIL.Image.Resampling.LANCZOS
             picture = picture.resize((width, height), method)
         file = io.BytesIO()
         picture.save(file, "PNG")
