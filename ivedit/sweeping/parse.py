@@ -186,7 +186,7 @@ class _Taken:
     def _hint(self, key: str, typed: bool) -> str:
         if not typed and self._is_of_a_run(key):
             return f"it is a setting of a run: write it under `settings:`, settings: {{{key}: ...}}"
-        hint = or_nearest(key, [*own_keys(), *GROUPS, "settings"])
+        hint = or_nearest(key, [*own_keys(), *GROUPS, "settings", *(fields() if typed else ())])
         if hint.startswith("did you"):
             return hint
         return or_nearest_key(key) if typed else "`--help` lists them all"
