@@ -10,10 +10,12 @@ import contextlib
 import hashlib
 import logging
 import os
+import random
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,12 @@ from typing import Any
 from ivedit.errors import IveditError
 from ivedit.runfolder import redact
 from ivedit.tracking_uri import check_server, check_sqlite, explain_failure, sqlite_file
+
+SETUP_SECONDS = 30.0
+"""Another machine has this long to set up a new store."""
+
+_SETUP_RACE = re.compile(r"already exists|duplicate (key|column|table|entry)|out-of-date database schema", re.I)
+"""What a database, or MLflow, says to the one that comes second while the tables are being created."""
 
 _EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # the page opens on runs and charts, not on chat traces
@@ -31,8 +39,8 @@ _EXPERIMENT_TAGS = {
 def connect(uri: str, experiment: str, output_dir: Path) -> tuple[Any, str]:
     """A client of the store and the experiment's id; a new store is set up by one process at a time.
 
-    Parallel first starts on a fresh database fail inside MLflow (each tries to create the tables), hence the
-    lock.
+    Parallel first starts on a fresh database fail inside MLflow (each tries to create the tables), hence the lock;
+    one that lost against another machine, which no lock of ours can hold, tries again.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Defaults retry for minutes, which would stand still in the middle of training.
@@ -52,8 +60,7 @@ def connect(uri: str, experiment: str, output_dir: Path) -> tuple[Any, str]:
             check_sqlite(database)
         artifacts = (database.parent if database else output_dir.resolve()) / "mlartifacts"
         with store_lock(uri):
-            client = MlflowClient(uri)
-            found = client.get_experiment_by_name(experiment)
+            client, found = _first_answer(lambda: MlflowClient(uri), experiment)
             if found is None:
                 place = None if remote else artifacts.as_uri()
                 return client, str(_create_experiment(client, experiment, place))
@@ -63,6 +70,19 @@ def connect(uri: str, experiment: str, output_dir: Path) -> tuple[Any, str]:
             f"-x {found.experiment_id}` or choose another tracking.experiment"
         )
     return client, str(found.experiment_id)
+
+
+def _first_answer(make: Callable[[], Any], experiment: str) -> tuple[Any, Any]:
+    """A client and what it knows of an experiment, once no other machine is creating the tables any more."""
+    end = time.monotonic() + SETUP_SECONDS
+    while True:
+        try:
+            client = make()
+            return client, client.get_experiment_by_name(experiment)
+        except Exception as error:
+            if not _SETUP_RACE.search(str(error)) or time.monotonic() > end:
+                raise
+            time.sleep(0.5 + random.random())
 
 
 @contextlib.contextmanager
