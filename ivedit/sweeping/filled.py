@@ -32,7 +32,10 @@ from ivedit.sweeping.slots import Slots
 from ivedit.sweeping.spec import Stage, changes
 from ivedit.sweeping.storage import StorageFailed, open_storage, shown, storage_errors
 
-__all__ = ["FilledStudy", "patient"]
+__all__ = ["DUPLICATE", "FilledStudy", "patient"]
+
+DUPLICATE = {"ending": {"kind": "duplicate", "reason": "another trial has this slot", "by": None}}
+"""What is noted with a trial that its slot did not need."""
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -65,6 +68,11 @@ class FilledStudy:
         self._storage: BaseStorage = open_storage(storage, self.folder)
         self._found: int | None = None
 
+    @property
+    def runs(self) -> Path:
+        """Where the slots' run folders are."""
+        return self.folder / "runs"
+
     @patient
     def prepare(self) -> None:
         """Make the study where it is missing, check that it is this stage's, and fill up its slots.
@@ -80,10 +88,15 @@ class FilledStudy:
             self._let_others_fill()
         self._top_up(alone=made)
 
+    @patient
+    def exists(self) -> bool:
+        """Whether the storage holds the study already; it is not made by asking."""
+        return self._find_study()
+
     def _let_others_fill(self) -> None:
         """Wait while another machine, which made this study a moment ago, gives it its trials."""
         missing, still = -1, 0
-        while (now := len(self._slots().missing())) and still < 5:
+        while (now := len(self.now().missing())) and still < 5:
             still = still + 1 if now == missing else 0
             missing = now
             time.sleep(0.1)
@@ -135,7 +148,7 @@ class FilledStudy:
             raise IveditError(f"{self.where} has no study {self.stage.study}: it was not prepared, or deleted")
         return cast(int, self._found)
 
-    def _slots(self) -> Slots:
+    def now(self) -> Slots:
         """The slots now. Never cached: others change them."""
         trials = self._storage.get_all_trials(self._number, deepcopy=False)
         return Slots(self.stage, trials, self.retries)
@@ -145,24 +158,31 @@ class FilledStudy:
 
         ``alone``: nobody else can be filling this study, which saves reading it again before each slot.
         """
-        slots = self._slots()
+        slots = self.now()
+        for trial in slots.superseded():
+            self._end(trial._trial_id, TrialState.FAIL, DUPLICATE)
         for slot in slots.missing():
             if not alone:
-                slots = self._slots()
+                slots = self.now()
                 if slot not in slots.missing():
                     continue
-            params = slots.params_for(slot)
-            if params is None:
-                params = self._first_params(slot)
-            about: dict[str, Any] = {"slot": slot}
-            if self.stage.cells is not None:
-                cell = self.stage.cells[slot]
-                about |= {"label": cell.label, "arm": cell.arm, "seed": cell.seed}
-            if (before := slots.current(slot)) is not None:
-                about["retry_of"] = before.number
-            self._storage.create_new_trial(self._number, optuna.trial.create_trial(
-                state=TrialState.WAITING, user_attrs=about, system_attrs={"fixed_params": dict(params)},
-            ))  # fmt: skip
+            self._add(slots, slot)
+
+    def _add(self, slots: Slots, slot: int) -> None:
+        """A waiting trial for a slot."""
+        params = slots.params_for(slot)
+        if params is None:
+            params = self._first_params(slot)
+        about: dict[str, Any] = {"slot": slot}
+        if self.stage.cells is not None:
+            cell = self.stage.cells[slot]
+            about |= {"label": cell.label, "arm": cell.arm, "seed": cell.seed}
+        if (before := slots.current(slot)) is not None:
+            about["retry_of"] = before.number
+        trial = optuna.trial.create_trial(
+            state=TrialState.WAITING, user_attrs=about, system_attrs={"fixed_params": dict(params)}
+        )
+        self._storage.create_new_trial(self._number, trial)
 
     def _first_params(self, slot: int) -> Mapping[str, Any]:
         """What a slot has fixed from the start: a point of the grid, a prior trial, or nothing."""

@@ -11,7 +11,7 @@ import inspect
 import itertools
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -83,15 +83,16 @@ def _takes(key: str, taken: list[str]) -> str:
     return f"has no such option; {or_nearest(key, taken)}" if taken else "takes no options"
 
 
-def make_sampler(spec: SamplerSpec, slot: int) -> BaseSampler:
+def make_sampler(spec: SamplerSpec, slot: int, prior: Sequence[Any] = ()) -> BaseSampler:
     """The sampler that draws the parameters of ``slot``.
 
     Each slot has random numbers of its own, a hash of the sweep's seed and the slot. They stay the same however often
     workers died on the way, and two searches with neighbouring seeds share none (with seed + slot they would share
-    all but one trial of a random search).
+    all but one trial of a random search). A search that goes on from another study does not draw that one's again.
     """
     made = SAMPLERS[spec.name] or optuna.samplers.RandomSampler  # a grid's parameters are fixed beforehand
-    seed = int.from_bytes(hashlib.sha256(f"{spec.seed}:{slot}".encode()).digest()[:4], "big")
+    told = [spec.seed, slot, *(source.study for source in prior if isinstance(source, PriorStudy))]
+    seed = int.from_bytes(hashlib.sha256(repr(told).encode()).digest()[:4], "big")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
@@ -32,9 +33,9 @@ class Slots:
 
     def __init__(
         self, stage: Stage, trials: Iterable[FrozenTrial], retries: int,
-        corrections: Mapping[int, Sequence[float]] | None = None,
+        corrections: Mapping[int, Sequence[float]] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        self.stage, self.retries, self.corrections = stage, retries, corrections or {}
+        self.stage, self.retries, self.corrections = stage, retries, corrections
         self._trials: list[list[FrozenTrial]] = [[] for _ in range(stage.n_trials)]
         for trial in trials:
             slot = slot_of(trial)
@@ -48,6 +49,10 @@ class Slots:
             if found := [trial for trial in trials if trial.state in states]:
                 return found[0]
         return trials[-1] if trials else None
+
+    def attempts(self, slot: int) -> list[FrozenTrial]:
+        """The trials made for a slot, duplicates not counted."""
+        return self._trials[slot]
 
     def ended(self, slot: int) -> bool:
         """Nothing more happens with this slot: it is complete, pruned, or out of retries."""
@@ -71,6 +76,10 @@ class Slots:
     def running(self) -> list[FrozenTrial]:
         """All trials that somebody runs, or ran when it died; superseded ones too."""
         return [trial for trials in self._trials for trial in trials if trial.state == TrialState.RUNNING]
+
+    def superseded(self) -> list[FrozenTrial]:
+        """Waiting trials that their slot does not need: two machines made one each."""
+        return [t for trials in self._trials for t in trials if t.state == TrialState.WAITING and not self.stands(t)]
 
     def stands(self, trial: FrozenTrial) -> bool:
         """Whether this trial is the one that its slot needs; False for a duplicate."""

@@ -32,7 +32,7 @@ from optuna.storages.journal import JournalFileBackend
 from ivedit.errors import ConfigError, IveditError
 from ivedit.runfolder import redact
 
-__all__ = ["JOURNAL", "JournalFile", "StorageFailed", "open_storage", "shown", "storage_errors"]
+__all__ = ["JOURNAL", "JournalFile", "StorageFailed", "open_storage", "serve", "shown", "storage_errors"]
 
 JOURNAL = "study.journal"
 """The default storage's file in the sweep folder."""
@@ -117,6 +117,21 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     raise ConfigError(f"storage={redact(url)} is no storage for a sweep: use {_SCHEMES}")
 
 
+def serve(url: str, host: str = "localhost", port: int = 13000) -> None:
+    """Run Optuna's gRPC storage proxy in front of a database, for workers that cannot reach it; does not return.
+
+        python -c "from ivedit.sweeping.storage import serve; serve('sqlite:///sweep.db', host='0.0.0.0')"
+
+    Optuna's own way to start it opens sqlite without the write lock, and then lets two workers have one trial. The
+    proxy asks nobody for a password: let only machines of the sweep reach its port.
+    """
+    if url.endswith(".journal"):
+        raise ConfigError(f"the proxy cannot stand in front of {url}: Optuna does not support a journal there")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.run_grpc_proxy_server(open_storage(url, Path()), host=host, port=port)
+
+
 def shown(url: str | None, folder: Path) -> str:
     """The storage as messages print it, without its password."""
     return redact(url) if url else str(folder / JOURNAL)
@@ -153,7 +168,7 @@ def _database(url: str, scheme: str) -> BaseStorage:
 
 def _need(module: str, scheme: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise ConfigError(f"storage={scheme}://... needs a package that is not installed: pip install 'ivedit[{extra}]'")
+        raise ConfigError(f"storage={scheme}://... lacks a package: pip install 'ivedit[{extra}]'")
 
 
 def _is_creation_race(error: Exception) -> bool:

@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,13 +26,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ivedit.runfolder import redact
 from ivedit.sweeping import proposals
-from ivedit.sweeping.claims import Attempt, Claim, Ending, SlotState, Watch, Worker, read_worker
-from ivedit.sweeping.filled import FilledStudy, patient
-from ivedit.sweeping.slots import attempt_of, lease_of, report_sign, slot_of
+from ivedit.sweeping.claims import Attempt, Claim, Ending, Outcome, SlotState, Watch, Worker, read_worker
+from ivedit.sweeping.filled import DUPLICATE, FilledStudy, patient
+from ivedit.sweeping.reconcile import reconcile
+from ivedit.sweeping.slots import Slots, attempt_of, lease_of, report_sign, slot_of
 from ivedit.sweeping.spec import SlotResult, Stage
 from ivedit.sweeping.storage import StorageFailed, storage_errors
 
 __all__ = ["StudyStore"]
+
+_CORRECTED = "corrected:"
 
 
 class StudyStore(FilledStudy):
@@ -71,7 +74,7 @@ class StudyStore(FilledStudy):
         """
         self._reclaim()
         self._top_up()
-        for trial in self._slots().waiting():
+        for trial in self.now().waiting():
             if (claim := self._take(trial, worker)) is not None:
                 return claim
         return None
@@ -84,7 +87,7 @@ class StudyStore(FilledStudy):
         except UpdateFinishedTrialError:
             return None
         slot = cast(int, slot_of(trial))
-        folder = self.folder / "runs" / self.stage.folder_name(slot)
+        folder = self.runs / self.stage.folder_name(slot)
         claim = Claim(
             self.stage.name, slot, self.stage.folder_name(slot), trial.number, worker, folder, self.lease_seconds,
             trial_id=trial._trial_id,
@@ -92,11 +95,11 @@ class StudyStore(FilledStudy):
         try:
             if not self._note(claim.trial_id, {"lease": claim.lease()}):
                 return None
-            slots = self._slots()
+            slots = self.now()
             if not self._owns(claim):
                 return None  # two were let in (a gRPC proxy over sqlite does that): the other one stays
             if not slots.stands(trial):
-                self._end(claim.trial_id, TrialState.FAIL, _ending("duplicate", "another trial has this slot", claim))
+                self._end(claim.trial_id, TrialState.FAIL, DUPLICATE)
                 return None
             claim.earlier = slots.earlier(trial)
             claim.handle = self._draw(claim)
@@ -110,7 +113,7 @@ class StudyStore(FilledStudy):
 
     def _draw(self, claim: Claim) -> optuna.Trial:
         """The Optuna trial with a value for every parameter: fixed beforehand, or drawn now."""
-        sampler = proposals.make_sampler(self.stage.sampler, claim.slot)
+        sampler = proposals.make_sampler(self.stage.sampler, claim.slot, self.stage.prior)
         pruner = proposals.make_pruner(self.stage.pruner)
         study = optuna.study.Study(self.stage.study, self._storage, sampler, pruner)
         trial = optuna.Trial(study, cast(int, claim.trial_id))
@@ -216,33 +219,80 @@ class StudyStore(FilledStudy):
 
     def _reclaim(self) -> list[Attempt]:
         taken = []
-        for trial in self._slots().running():
-            lease = lease_of(trial)
-            if self._watch.expired(trial.number, lease, self.lease_seconds):
-                reason = f"{read_worker(lease) or 'a worker'} died, or was cut off from the storage"
+        for trial in self.now().running():
+            if self.given_up(trial):
+                reason = f"{read_worker(lease_of(trial)) or 'a worker'} died, or was cut off from the storage"
                 if self._end(trial._trial_id, TrialState.FAIL, {"lost": {"reason": reason}}):
                     taken.append(dataclasses.replace(attempt_of(trial), state="FAIL", ending="lost", reason=reason))
         return taken
+
+    def given_up(self, trial: FrozenTrial) -> bool:
+        """Whether a running trial's owner is dead or has let its lease run out."""
+        return self._watch.expired(trial.number, lease_of(trial), self.lease_seconds)
+
+    # -- the run folders are the truth ----------------------------------------------------------------
+
+    @patient
+    def reconcile(self, read_result: Callable[[Path], Outcome | None]) -> list[str]:
+        """Bring the study in line with the run folders of this machine; at every start, before claiming.
+
+        A slot whose run has ended although no worker told so is ended now; a complete trial with other values than
+        its run folder is noted, and `results` has the folder's.
+
+        Args:
+            read_result: a run folder's outcome, None while it has none (or is not there).
+
+        Returns:
+            What was done, a plain line each.
+
+        Raises:
+            ConfigError: run folders of a search that this storage knows nothing about.
+        """
+        return reconcile(self, read_result)
+
+    def end_as(self, trial: FrozenTrial, outcome: Outcome) -> bool:
+        """End a given-up trial as its run folder says; False when it has ended."""
+        ending = {"kind": None, "reason": outcome.reason, "by": "reconcile"}
+        notes = {"ending": ending, "facts": dict(outcome.facts)}
+        return self._end(trial._trial_id, TrialState[outcome.state], notes, outcome.values)
+
+    def claim_slot(self, slot: int, worker: Worker) -> Claim | None:
+        """Claim one slot, also one that has ended as failed; None when it is not to be had."""
+        slots = self.now()
+        if slots.ended(slot):
+            self._add(slots, slot)
+        waiting = [trial for trial in self.now().waiting() if slot_of(trial) == slot]
+        return self._take(waiting[0], worker) if waiting else None
+
+    def correct(self, trial: int, values: Sequence[float]) -> None:
+        """Keep values that count instead of an ended trial's."""
+        self._storage.set_study_user_attr(self._number, f"{_CORRECTED}{trial}", list(values))
+
+    def corrected(self) -> Slots:
+        """The slots with the values that count."""
+        notes = self._storage.get_study_user_attrs(self._number)
+        values = {int(key.removeprefix(_CORRECTED)): notes[key] for key in notes if key.startswith(_CORRECTED)}
+        return Slots(self.stage, self._storage.get_all_trials(self._number, deepcopy=False), self.retries, values)
 
     # -- reading -------------------------------------------------------------------------------------
 
     @patient
     def slots(self) -> list[SlotState]:
         """Every slot as it is now."""
-        slots = self._slots()
-        return [slots.state(slot, self.folder / "runs") for slot in range(self.stage.n_trials)]
+        slots = self.corrected()
+        return [slots.state(slot, self.runs) for slot in range(self.stage.n_trials)]
 
     @patient
     def done(self) -> bool:
         """Whether every slot has ended: complete, pruned, or out of retries."""
-        slots = self._slots()
+        slots = self.now()
         return all(slots.ended(slot) for slot in range(self.stage.n_trials))
 
     @patient
     def results(self) -> list[SlotResult]:
         """Every slot's result, also of those that have none yet."""
-        slots = self._slots()
-        return [slots.result(slot, self.folder / "runs") for slot in range(self.stage.n_trials)]
+        slots = self.corrected()
+        return [slots.result(slot, self.runs) for slot in range(self.stage.n_trials)]
 
     def study(self) -> optuna.Study:
         """The study for Optuna's own functions, such as its plots. Read only."""
