@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "pretrain": {"training", "evaluation", "pipeline", "editor", "backbone"} | BOTTOM | RECORD | GROUND,
     # A sweep's parent stays light: no torch, no training code; children are processes of `ivedit.run`.
     "sweeping": {"evaluation", "tracking", "recording", "runfolder", "tracking_uri"} | GROUND,
-    "judge": {"evaluation", "sprites", "recording", "runfolder"} | GROUND,
+    "judge": {"evaluation", "data", "sprites", "recording", "runfolder"} | GROUND,
     "reporting": {"evaluation", "sweeping", "tracking", "recording", "runfolder", "tracking_uri"} | GROUND,
     "training": {"evaluation", "pipeline", "editor", "backbone"} | BOTTOM | RECORD | GROUND,
     "evaluation": {"pipeline", "editor", "backbone"} | BOTTOM | RECORD | GROUND,
@@ -58,7 +58,10 @@ ONLY_IN = {
     "torchvision": (),
 }
 
-LIGHT = ("run.py", "sweep.py", "edit.py", "evaluate.py", "report.py", "runfolder.py", "errors.py", "registry.py", "experiments.py")
+LIGHT = (
+    "run.py", "sweep.py", "edit.py", "evaluate.py", "report.py", "runfolder.py", "errors.py", "registry.py",
+    "experiments.py",
+)  # fmt: skip
 HEAVY = {
     "accelerate", "av", "cv2", "datasets", "diffusers", "lightning", "matplotlib", "mlflow", "numpy", "optuna", "PIL",
     "safetensors", "scipy", "tokenizers", "torch", "torchmetrics", "transformers",
@@ -141,15 +144,22 @@ def test_entry_points_and_configuration_import_nothing_heavy():
 
 def test_every_library_imported_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.split(r"[^A-Za-z0-9_.-]", text, maxsplit=1)[0].lower() for text in project["dependencies"]}
+    extras = [text for name, texts in project["optional-dependencies"].items() if name != "dev" for text in texts]
+    declared, optional = (
+        {re.split(r"[^A-Za-z0-9_.-]", text, maxsplit=1)[0].lower() for text in texts}
+        for texts in (project["dependencies"], extras)
+    )
     used: dict[str, str] = {}
     for path in FILES:
         for module, line in imports(path):
             root = module.split(".")[0]
             if root not in sys.stdlib_module_names and root != "ivedit":
                 used.setdefault(DISTRIBUTION.get(root, root).lower(), f"{name_of(path)}:{line}")
-    missing = {name: place for name, place in used.items() if name not in declared}
+    missing = {name: place for name, place in used.items() if name not in declared | optional}
     assert not missing, f"imported but not in pyproject.toml: {missing}"
+    always = [f"{name_of(p)} imports {module}" for p in FILES for module, _ in imports(p, only_at_import=True)
+              if module.split(".")[0] in optional - declared]  # fmt: skip
+    assert not always, f"of an extra, so to be imported in the function that needs it: {always}"
 
 
 def test_a_file_is_read_in_one_sitting():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ivedit.judge.backends.base import Backend
     from ivedit.judge.record import Record
 
-__all__ = ["RELATIONS", "AnchorCases", "Anchored", "judge_anchors", "verdict", "verdicts_text"]
+__all__ = ["RELATIONS", "AnchorCases", "Anchored", "judge_anchors", "judge_pair_anchors", "verdict", "verdicts_text"]
 
 RELATIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "IA": (("A1", "A0"), ("A1", "A2"), ("A1", "A8")),
@@ -108,6 +108,48 @@ def judge_anchors(
     return Anchored(verdicts, tuple(judgements))
 
 
+def judge_pair_anchors(
+    cases: AnchorCases, names: Sequence[str], backend: Backend, record: Record | None = None,
+    asking: Asking | None = None, advance: Callable[[int], None] | None = None,
+) -> Anchored:  # fmt: skip
+    """The same for questions about two edits: the better clip has to win in both orders, in most of the repeats.
+
+    Args:
+        cases: Made for these metrics.
+        names: Metrics in `ivedit.judge.pairwise.PAIRWISE`; the verdicts are of the pairwise ones (``IA.pair``).
+        backend, record, asking, advance: As for `ivedit.judge.runner.judge`.
+    """
+    from ivedit.judge.pairwise import PAIRWISE, PairCase, PairCases, outcomes
+    from ivedit.judge.runner import judge
+
+    wanted = {PAIRWISE[name].name: [set(pair) for pair in RELATIONS[name]] for name in names}
+    either = [pair for pairs in wanted.values() for pair in pairs]
+
+    def asks(case: Case, metric: Metric) -> bool:
+        return isinstance(case, PairCase) and {case.first, case.second} in wanted[metric.name]
+
+    asking = asking or Asking()
+    pairs = PairCases(cases, lambda one, other: {one, other} in either)
+    metrics = [PAIRWISE[name] for name in names]
+    judgements = judge(pairs, metrics, backend, record, asking, advance, asks)
+    scores: dict[tuple[str, frozenset[str]], dict[str, list[float]]] = {}
+    for outcome in outcomes(pairs, judgements):
+        kinds = frozenset((outcome.one, outcome.other))
+        found = scores.setdefault((outcome.metric, kinds), {}).setdefault(outcome.clip, [])
+        if outcome.score is not None:
+            found.append(outcome.score if outcome.one < outcome.other else -outcome.score)
+    verdicts = []
+    for name, metric in zip(names, metrics, strict=True):
+        relations = []
+        for better, worse in RELATIONS[name]:
+            clips = scores.get((name, frozenset((better, worse))), {}).values()
+            sign = 1 if better < worse else -1
+            gaps = [sign * sum(found) / len(found) if found else math.nan for found in clips]
+            relations.append(_counted(better, worse, gaps))
+        verdicts.append(Verdict(metric.name, prompt_hash([metric], asking.shown), tuple(relations)))
+    return Anchored(tuple(verdicts), tuple(judgements))
+
+
 def verdict(metric: Metric, means: Mapping[tuple[str, str], float], shown: Shown) -> Verdict:
     """Whether the metric of this judge may be believed.
 
@@ -121,10 +163,14 @@ def verdict(metric: Metric, means: Mapping[tuple[str, str], float], shown: Shown
 
 
 def _relation(means: Mapping[tuple[str, str], float], better: str, worse: str) -> Relation:
+    scenes = [scene for scene, kind in means if kind == better and (scene, worse) in means]
+    return _counted(better, worse, [means[scene, better] - means[scene, worse] for scene in scenes])
+
+
+def _counted(better: str, worse: str, gaps: Sequence[float]) -> Relation:
+    """The relation's numbers from how far ``better`` was above ``worse`` in each scene; NaN where that is unknown."""
     from ivedit.evaluation.statistics import share_interval
 
-    scenes = [scene for scene, kind in means if kind == better and (scene, worse) in means]
-    gaps = [means[scene, better] - means[scene, worse] for scene in scenes]
     right = sum(gap > 0 for gap in gaps)  # NaN is not above 0
     low = share_interval([gap > 0 for gap in gaps]).low
     return Relation(better, worse, right, len(gaps), low or 0.0, sum(math.isnan(gap) for gap in gaps))

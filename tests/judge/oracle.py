@@ -69,7 +69,7 @@ class Oracle:
     """
 
     eyes: Callable[[list[Frame], int], list[Frame]] | None = None
-    constant: int | None = None
+    constant: Any = None
     moments: int = 8
     violations: list[str] = field(default_factory=list)
     asked: int = 0
@@ -95,10 +95,11 @@ class Oracle:
         seed = int(body["seed"])
         kind = re.sub(r"\d+", "#", seen.labels[0])
         if kind == "Frame #":
-            self._numbered(seen.labels, [f"Frame {i + 1}" for i in range(len(seen.labels))])
-            scores = {"score": appeal(self._looked(seen, seed))} if self.constant is None else {}
+            scores = self._alone(seen, ("Frame",), seed)
+        elif kind == "A #":
+            scores = self._alone(seen, ("A", "B"), seed)
         elif kind == "Source #":
-            scores = self._pairs(seen, fields, seed)
+            scores = self._moment_by_moment(seen, fields, seed)
         elif kind == "Reference #":
             scores = self._windows(seen, seed)
         else:
@@ -111,6 +112,8 @@ class Oracle:
                 result[name] = [1]
             else:
                 result[name] = self.constant if self.constant is not None else scores[name]
+            if "enum" in part and result[name] not in part["enum"]:
+                raise Violation(f"{result[name]!r} is none of the answers asked for: {part['enum']}")
         return json.dumps(result)
 
     def _schema(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -180,24 +183,42 @@ class Oracle:
 
     # -- the questions ------------------------------------------------------------------------------------------
 
-    def _pairs(self, seen: Seen, fields: dict[str, Any], seed: int) -> dict[str, int]:
-        count = len(seen.labels) // 2
-        self._numbered(seen.labels, [f"{what} {i + 1}" for i in range(count) for what in ("Source", "Edit")])
-        known, moments = self._moments(seen.frames[::2], seen.text)
+    def _alone(self, seen: Seen, names: tuple[str, ...], seed: int) -> dict[str, Any]:
+        count = len(seen.labels) // len(names)
+        self._numbered(seen.labels, [f"{name} {i + 1}" for name in names for i in range(count)])
+        looked = self._looked(seen, seed)
+        return _verdict([{"score": appeal(looked[i : i + count])} for i in range(0, len(looked), count)])
+
+    def _moment_by_moment(self, seen: Seen, fields: dict[str, Any], seed: int) -> dict[str, Any]:
+        edits = ("A", "B") if seen.labels[1] == "A 1" else ("Edit",)
+        width = 1 + len(edits)
+        count = len(seen.labels) // width
+        self._numbered(seen.labels, [f"{what} {i + 1}" for i in range(count) for what in ("Source", *edits)])
+        known, moments = self._moments(seen.frames[::width], seen.text)
         length = len(known.source)
         steps = np.diff(moments)
         if count != min(self.moments, length) or (moments[0], moments[-1]) != (0, length - 1) or np.ptp(steps) > 1:
             raise Violation(f"moments {moments} are not {self.moments}, spread evenly over {length} frames")
         looked = self._looked(seen, seed)
-        source, edit, truth = np.stack(looked[::2]), np.stack(looked[1::2]), known.truth[moments]
+        truth = known.truth[moments]
         changes = (known.source[moments] != truth).any(axis=-1)
-        if "score" in fields:
-            return {"score": done(source, edit, truth, changes)}
-        if "preserve" in fields:
-            return {"preserve": kept(source, edit, changes), "render": clean(edit, truth)}
-        raise Violation(f"no question has the fields {sorted(fields)}")
+        found = []
+        for place in range(1, width):
+            source, edit = np.stack(looked[::width]), np.stack(looked[place::width])
+            seen_as = {"done": done(source, edit, truth, changes), "kept": kept(source, edit, changes)}
+            seen_as["clean"] = clean(edit, truth)
+            found.append(seen_as)
+        if "carried out better" in seen.text:
+            return _verdict([{"score": one["done"]} for one in found])
+        if "better" in fields:
+            return _verdict([{"score": min(one["kept"], one["clean"])} for one in found])
+        (one,) = found
+        return {
+            "score": one["done"], "preserve": one["kept"], "render": one["clean"],
+            "compliance": one["done"], "naturalness": one["clean"], "integrity": one["kept"],
+        }  # fmt: skip
 
-    def _windows(self, seen: Seen, seed: int) -> dict[str, int]:
+    def _windows(self, seen: Seen, seed: int) -> dict[str, Any]:
         sources = [i for i, label in enumerate(seen.labels) if label.startswith("Reference")]
         frames = [seen.frames[i] for i in sources]
         size = min(self.moments, len(frames))
@@ -206,17 +227,30 @@ class Oracle:
         if any(other is not known for other, _ in found):
             raise Violation("the windows are of several clips")
         length = len(known.source)
+        edits = ("A", "B") if "A 1" in seen.labels else ("Edit",)
         wanted, times = [], []
         for first in [0] if length <= size else [0, length - size]:
             numbers = range(len(times) + 1, len(times) + size + 1)
-            wanted += [f"{what} {i}" for what in ("Reference", "Edit") for i in numbers]
+            wanted += [f"{what} {i}" for what in ("Reference", *edits) for i in numbers]
             times += range(first, first + size)
         self._numbered(seen.labels, wanted)
         if moments != times:
             raise Violation(f"moments {moments}, not {times}")
         looked = self._looked(seen, seed)
-        edit = np.stack([frame for i, frame in enumerate(looked) if i not in sources])
-        return {"score": steady(edit, known.truth[moments], [i for i in range(1, len(times)) if i % size])}
+        steps = [i for i in range(1, len(times)) if i % size]
+        clips = [
+            np.stack([frame for frame, label in zip(looked, wanted, strict=True) if label.startswith(name)])
+            for name in edits
+        ]
+        return _verdict([{"score": steady(clip, known.truth[moments], steps)} for clip in clips])
+
+
+def _verdict(scores: list[dict[str, int]]) -> dict[str, Any]:
+    """The score of one edit, or which of two is better."""
+    if len(scores) == 1:
+        return dict(scores[0])
+    gap = scores[0]["score"] - scores[1]["score"]
+    return {"better": "A" if gap > 0 else "B" if gap < 0 else "tie"}
 
 
 def _digest(frame: Frame) -> str:
