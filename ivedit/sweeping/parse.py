@@ -7,7 +7,7 @@ Values are not judged here: `ivedit.sweeping.structures` and `ivedit.sweeping.ru
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ RECORD = "sweep.yaml"
 
 GROUPS = ("sampler", "pruner", "tune")
 TABLES = tuple(key for key, (kind, _) in STRUCTURES.items() if kind == "dict")
-OWN_OF_BOTH = ("name", "summary", "output_dir")
-"""Keys that a run has too, where the sweep's own is meant."""
+OF_SETTINGS = ("space", "tune.space", "tune.settings")
+"""Tables of a run's settings, which may be written dotted or nested."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _Taken:
         elif key == "settings" or key.startswith("settings."):
             self._settings(key, entry)
         elif key in STRUCTURES:
-            given.structures[key] = entry
+            given.structures[key] = replace(entry, value=_dotted(entry.value)) if key in OF_SETTINGS else entry
         elif key in GROUPS:
             self._group(key, entry)
         elif (table := self._table(key)) is not None:
@@ -190,6 +190,17 @@ class _Taken:
         if hint.startswith("did you"):
             return hint
         return or_nearest_key(key) if typed else "`--help` lists them all"
+
+
+def _dotted(table: Any) -> Any:
+    """``{train: {lr: X}}`` as ``{train.lr: X}``; anything else as it is."""
+    if not isinstance(table, dict):
+        return table
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        nested = key in groups() and isinstance(value, dict)
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if nested else {str(key): value}
+    return flat
 
 
 def _full_name(setting: Setting) -> str:

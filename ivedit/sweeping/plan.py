@@ -211,7 +211,7 @@ def keep_definition(sweep: Sweep) -> None:
             before, old_seeds = stored["stages"], stored["seeds"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise IveditError(f"cannot read {path}: {error}; restore it, or use another name=") from error
-        different = [f"stage {name}: " + ("new" if name in now else "gone") for name in {*before} ^ {*now}]
+        different = [f"stage {name}: " + ("new" if name in now else "gone") for name in sorted({*before} ^ {*now})]
         for name in now:  # stages share much; a change is told once
             different += [line for line in changes(before.get(name, {}), now[name]) if name in before]
         if seeds[: len(old_seeds)] != old_seeds:

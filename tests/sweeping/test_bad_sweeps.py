@@ -28,7 +28,7 @@ n_trials: 10
 
 REFUSED = {
     # -- keys and values
-    "unknown key": (GRID + "armss: [imvideoedit]\n", [], "armss: there is no such key (mine.yaml:5); did you mean arms"),
+    "unknown key": (GRID + "armss: [imvideoedit]\n", [], "armss: there is no such key (mine.yaml:5); did you mean"),
     "a run's setting at the top": (GRID + "train.lr: 1\n", [], "write it under `settings:`"),
     "unknown setting": (GRID + "settings: {train.lrr: 1}\n", [], "did you mean train.lr"),
     "unknown setting typed": (GRID, ["trian.lr=1"], "did you mean train.lr"),
@@ -73,7 +73,7 @@ REFUSED = {
     "no objective": (GRID, ["objectives={}"], "names no metric"),
     # -- tuning
     "tune on test clips": (TUNED, ["tune.settings={evaluation.split: test}"], "not chosen on test clips"),
-    "tune that forgot the split": (TUNED, ["tune.settings={evaluation.strips: 0}"], "set evaluation.split=val in tune.se"),
+    "tune that forgot the split": (TUNED, ["tune.settings={evaluation.strips: 0}"], "evaluation.split=val in tune.se"),
     "tune on another test split": (
         TUNED, ["tune.settings={evaluation.split: test_phrasing}"], "evaluation.split=test_phrasing",
     ),
@@ -90,8 +90,8 @@ REFUSED = {
     "claim about itself": (GRID + "claims: [{better: imvideoedit, than: imvideoedit}]\n", [], "compared with itself"),
     "claim of another form": (GRID + "claims: [imvideoedit]\n", [], "write {better: ARM, than: ARM}"),
     "claim twice": (
-        GRID + "claims: [{better: imvideoedit, than: ablation_no_gate}, {better: imvideoedit, than: ablation_no_gate}]\n",
-        [], "is listed twice",
+        GRID, ["claims=[{better: imvideoedit, than: ablation_no_gate}, {better: imvideoedit, than: ablation_no_gate}]"],
+        "is listed twice",
     ),
     # -- searches
     "no space": ("kind: search\nn_trials: 3\n", [], "space: a search needs it"),
