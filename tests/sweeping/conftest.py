@@ -22,14 +22,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def with_package() -> dict[str, str]:
+    """The environment for a Python process that imports this package and its tests."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+
+
 @pytest.fixture(scope="session")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A gRPC proxy in front of sqlite, in a process of its own."""
     pytest.importorskip("grpc", reason="grpcio is not installed (pip install 'ivedit[grpc]')")
     port, folder = free_port(), tmp_path_factory.mktemp("proxy")
     start = f"from ivedit.sweeping.storage import serve; serve('sqlite:///{folder}/sweep.db', '127.0.0.1', {port})"
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    server = subprocess.Popen([sys.executable, "-c", start], env={**os.environ, "PYTHONPATH": path})
+    server = subprocess.Popen([sys.executable, "-c", start], env=with_package())
     try:
         deadline = time.monotonic() + 60
         while True:
