@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -182,3 +183,33 @@ def test_a_judge_killed_and_started_again_loses_nothing_asks_nothing_twice_and_s
     report = json.loads((tmp_path / "out.json").read_text())
     assert (report["judgements"], report["kills"]) == (60, 2) and report["faulty_questions"] > 5
     assert report["judgements_by_repeat"] == {str(i): 12 for i in range(5)}
+
+
+@pytest.fixture
+def benchmark():
+    spec = importlib.util.spec_from_file_location("judge_faults", ROOT / "benchmarks" / "judge_faults.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_stored_proof_is_of_500_judgements_and_ten_kills_and_stands_on_its_page(benchmark):
+    report = json.loads((ROOT / "benchmarks" / "records" / "judge_faults.json").read_text())
+    assert benchmark.failures(report) == []
+    assert (report["judgements"], report["kills"]) == (500, 10) and report["faulty_questions"] >= 150
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    for name, value in (("questions with a fault", report["faulty_questions"]), ("wrong scores", 0),
+                        ("counted by the record", report["replies_lost_to_kills"])):  # fmt: skip
+        assert f"{name} | {value} |" in page
+    assert f"in {report['kinds_of_fault']}\n" in page
+
+
+def test_the_proof_finds_what_it_looks_for(benchmark):
+    good = json.loads((ROOT / "benchmarks" / "records" / "judge_faults.json").read_text())
+    for change in (
+        {"wrong_scores": 1}, {"persisted_replies_asked_again": 1}, {"persisted_replies_lost": 1},
+        {"judgements_in_a_wrong_state": 1}, {"statuses": {"ok": 500}},
+        {"replies_lost_to_kills": good["calls_cut_off_as_recorded"] + 1},
+        {"calls_cut_off_as_recorded": good["most_calls_that_kills_may_cost"] + 1},
+    ):  # fmt: skip
+        assert len(benchmark.failures({**good, **change})) == 1, change
