@@ -26,7 +26,7 @@ OPERATIONS = (
 )  # fmt: skip
 CONTROLS = ("source_copy", "frozen", "vae_ceiling", "still_clip")
 WEIGHTS = ("clip", "dino", "pickscore")
-JUDGE_METRICS = ("IA", "TC", "VF", "AA")
+JUDGE_METRICS = ("IA", "TC", "VF", "AA", "OVE")
 PAIR_FIELDS = (
     "id", "source", "target", "instruction", "source_caption", "target_caption", "mask", "operation", "split",
 )  # fmt: skip
@@ -363,9 +363,10 @@ def _judge_settings_hold_no_secret(c: Config) -> Iterator[str]:
         yield "judge.base_url takes no user, password or query; put the key where judge.key_env names it"
 
 
-@rule("judge.metrics")
+@rule("judge.metrics", "judge.pairwise")
 def _judge_metrics_exist(c: Config) -> Iterator[str]:
     yield from _unknown(c.judge.metrics, JUDGE_METRICS, "judge metric")
+    yield from _unknown(c.judge.pairwise, JUDGE_METRICS[:4], "judge metric about two edits")
     if not c.judge.metrics:
         yield "there is nothing to ask; name one, or set judge.backend=none"
 

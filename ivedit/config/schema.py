@@ -292,7 +292,11 @@ class JudgeConfig:
     )
     metrics: list[str] = _f(
         ["IA", "TC", "VF", "AA"],
-        "What is asked: IA instruction adherence, TC temporal consistency, VF visual fidelity, AA aesthetic appeal.",
+        "What is asked: IA instruction adherence, TC temporal consistency, VF visual fidelity, AA aesthetic appeal; "
+        "OVE: the three questions of OpenVE-Bench with their cap.",
+    )
+    pairwise: list[str] = _f(
+        [], "Ask also which of two methods' edits is better, in both orders, in these of IA, TC, VF, AA."
     )
     repeats: int = _f(5, "Times each question is asked; averaged inside a clip.", min=1)
     seed: int = _f(0, "Seed of the first repeat; the others follow. Also of the order of the clips.", min=0)

@@ -21,9 +21,13 @@ from ivedit.judge.verdict import ACCURACY, BOUND, PAIRS, VALID, Relation, Verdic
 
 if TYPE_CHECKING:
     from ivedit.judge.backends.base import Backend
+    from ivedit.judge.pairwise import PairCases
     from ivedit.judge.record import Record
 
-__all__ = ["RELATIONS", "AnchorCases", "Anchored", "judge_anchors", "judge_pair_anchors", "verdict", "verdicts_text"]
+__all__ = [
+    "RELATIONS", "AnchorCases", "Anchored", "judge_anchors", "judge_pair_anchors", "needs", "pair_anchors", "verdict",
+    "verdicts_text",
+]  # fmt: skip
 
 RELATIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "IA": (("A1", "A0"), ("A1", "A2"), ("A1", "A8")),
@@ -108,6 +112,21 @@ def judge_anchors(
     return Anchored(verdicts, tuple(judgements))
 
 
+def pair_anchors(
+    cases: AnchorCases, names: Sequence[str]
+) -> tuple[PairCases, list[Metric], Callable[[Case, Metric], bool]]:
+    """The pairs of clips that the relations of these metrics compare, the questions, and which is asked about which."""
+    from ivedit.judge.pairwise import PAIRWISE, PairCase, PairCases
+
+    wanted = {PAIRWISE[name].name: [set(pair) for pair in RELATIONS[name]] for name in names}
+    either = [pair for pairs in wanted.values() for pair in pairs]
+
+    def asks(case: Case, metric: Metric) -> bool:
+        return isinstance(case, PairCase) and {case.first, case.second} in wanted[metric.name]
+
+    return PairCases(cases, lambda one, other: {one, other} in either), [PAIRWISE[name] for name in names], asks
+
+
 def judge_pair_anchors(
     cases: AnchorCases, names: Sequence[str], backend: Backend, record: Record | None = None,
     asking: Asking | None = None, advance: Callable[[int], None] | None = None,
@@ -119,18 +138,11 @@ def judge_pair_anchors(
         names: Metrics in `ivedit.judge.pairwise.PAIRWISE`; the verdicts are of the pairwise ones (``IA.pair``).
         backend, record, asking, advance: As for `ivedit.judge.runner.judge`.
     """
-    from ivedit.judge.pairwise import PAIRWISE, PairCase, PairCases, outcomes
+    from ivedit.judge.pairwise import outcomes
     from ivedit.judge.runner import judge
 
-    wanted = {PAIRWISE[name].name: [set(pair) for pair in RELATIONS[name]] for name in names}
-    either = [pair for pairs in wanted.values() for pair in pairs]
-
-    def asks(case: Case, metric: Metric) -> bool:
-        return isinstance(case, PairCase) and {case.first, case.second} in wanted[metric.name]
-
     asking = asking or Asking()
-    pairs = PairCases(cases, lambda one, other: {one, other} in either)
-    metrics = [PAIRWISE[name] for name in names]
+    pairs, metrics, asks = pair_anchors(cases, names)
     judgements = judge(pairs, metrics, backend, record, asking, advance, asks)
     scores: dict[tuple[str, frozenset[str]], dict[str, list[float]]] = {}
     for outcome in outcomes(pairs, judgements):

@@ -19,7 +19,7 @@ from ivedit.judge.answers import Answer
 from ivedit.judge.judgements import Judgement
 from ivedit.judge.protocol import Metric, show_pairs
 
-__all__ = ["OPENVE", "OPENVE_PARTS", "by_part", "capped"]
+__all__ = ["OPENVE", "OPENVE_PARTS", "by_part", "capped", "with_parts"]
 
 _FIRST = "compliance"
 
@@ -76,6 +76,12 @@ OPENVE_PARTS = tuple(
     for name, levels in OPENVE.levels.items()
 )
 """The three capped scores as columns of a table (`by_part`); they are never asked by themselves."""
+
+
+def with_parts(judgements: Sequence[Judgement], metrics: Sequence[Metric]) -> tuple[list[Judgement], list[Metric]]:
+    """Judgements and metrics for a table: where `OPENVE` was asked, its capped parts come after it."""
+    columns = [each for metric in metrics for each in ((metric, *OPENVE_PARTS) if metric is OPENVE else (metric,))]
+    return [*judgements, *by_part(judgements)], columns
 
 
 def by_part(judgements: Sequence[Judgement]) -> list[Judgement]:

@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 
 from ivedit.errors import ConfigError
 from ivedit.evaluation.statistics import LEVEL, Estimate, mean_interval
-from ivedit.judge.pairwise import Outcome
+from ivedit.judge.backends.base import Backend
+from ivedit.judge.cases import Cases
+from ivedit.judge.judgements import Asking, Judgement
+from ivedit.judge.pairwise import PAIRWISE, Outcome, PairCases, outcomes
+from ivedit.judge.record import Record
 from ivedit.judge.scores import LIMIT, TableRefused
 from ivedit.judge.verdict import VALID, Verdict
 
-__all__ = ["PreferenceTable", "Preferred", "need_evalica", "preference_table", "strengths"]
+__all__ = ["PreferenceTable", "Preferred", "judge_preferences", "need_evalica", "preference_table", "strengths"]
 
 _PRIOR = 1.0
 """Ties added between every two methods that were compared: without one, who never loses is infinitely strong."""
@@ -108,13 +112,13 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def preference_table(
-    outcomes: Sequence[Outcome], verdicts: Mapping[str, Verdict] | None = None, *, footer: Sequence[str] = (),
+    compared: Sequence[Outcome], verdicts: Mapping[str, Verdict] | None = None, *, footer: Sequence[str] = (),
     resamples: int = 1000, seed: int = 0, limit: float = LIMIT,
 ) -> PreferenceTable:  # fmt: skip
     """Score what `ivedit.judge.pairwise.outcomes` made of the answers.
 
     Args:
-        outcomes: Of all pairs.
+        compared: Of all pairs.
         verdicts: By metric (`ivedit.judge.anchors.judge_pair_anchors`); a metric without one is not proven.
         footer: Lines under the table.
         resamples, seed: Of the bootstrap over clips.
@@ -125,7 +129,7 @@ def preference_table(
         ConfigError: three methods and evalica is not installed.
     """
     groups: dict[tuple[str, str, str], list[Outcome]] = {}
-    for outcome in outcomes:
+    for outcome in compared:
         groups.setdefault((outcome.metric, outcome.one, outcome.other), []).append(outcome)
     problems = [
         f"{metric}: {one} and {other} lack {lost} of {len(group)} comparisons, at most {limit:.0%} may be missing"
@@ -135,7 +139,7 @@ def preference_table(
     if problems:
         raise TableRefused("\n".join(["the table is refused, too many comparisons are missing:", *problems]))
     metrics = list(dict.fromkeys(metric for metric, _, _ in groups))
-    by_metric = {name: [o for o in outcomes if o.metric == name] for name in metrics}
+    by_metric = {name: [o for o in compared if o.metric == name] for name in metrics}
     fitted = {}
     for name, found in by_metric.items():
         if len({method for o in found for method in (o.one, o.other)}) > 2:
@@ -146,6 +150,38 @@ def preference_table(
         verdicts={name: (verdicts or {}).get(name, Verdict(name)) for name in metrics},
         footer=tuple(footer),
     )
+
+
+def judge_preferences(
+    cases: Cases, names: Sequence[str], backend: Backend, record: Record | None = None, asking: Asking | None = None,
+    verdicts: Mapping[str, Verdict] | None = None, *, resamples: int = 1000,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[PreferenceTable, list[Judgement]]:  # fmt: skip
+    """Ask which of two methods' edits is better, for every two of them, and make the table.
+
+    Args:
+        cases: Of all methods; each is read once for its names and again for every pair.
+        names: Metrics in `ivedit.judge.pairwise.PAIRWISE`.
+        backend, record, asking, advance: As for `ivedit.judge.runner.judge`.
+        verdicts: By name of the pairwise metric (``IA.pair``).
+        resamples: Of the bootstrap over clips.
+
+    Raises:
+        ConfigError: nothing to compare, or three methods and no evalica; nobody has been asked then.
+        TableRefused: too many comparisons are missing; the record keeps the others.
+    """
+    from ivedit.judge.footer import footer
+    from ivedit.judge.runner import judge
+
+    pairs, asking = PairCases(cases), asking or Asking()
+    if len({method for _, *both in pairs.places for method in both}) > 2:
+        need_evalica()
+    metrics = [PAIRWISE[name] for name in names]
+    found = judge(pairs, metrics, backend, record, asking, advance)
+    known = {name: (verdicts or {}).get(PAIRWISE[name].name, Verdict(name)) for name in names}
+    lines = footer(found, metrics, backend, asking, verdicts, record.kept if record else None)
+    lines.insert(0, "A win holds in both orders; disagreement is a tie, half a win, and counts in the flip rate.")
+    return preference_table(outcomes(pairs, found), known, footer=lines, resamples=resamples), found
 
 
 def _preferred(
@@ -189,11 +225,11 @@ def need_evalica() -> Any:
     return evalica
 
 
-def strengths(outcomes: Sequence[Outcome], *, resamples: int = 400, seed: int = 0) -> dict[str, Estimate]:
+def strengths(compared: Sequence[Outcome], *, resamples: int = 400, seed: int = 0) -> dict[str, Estimate]:
     """Each method's log strength (mean 0) with its percentile interval over clips, strongest first.
 
     Args:
-        outcomes: Of one metric; those without a score are left out.
+        compared: Of one metric; those without a score are left out.
         resamples: Bootstrap samples of the clips.
         seed: Of the resampling.
 
@@ -201,7 +237,7 @@ def strengths(outcomes: Sequence[Outcome], *, resamples: int = 400, seed: int = 
         ConfigError: evalica is not installed.
     """
     evalica = need_evalica()
-    scored = [o for o in outcomes if o.score is not None]
+    scored = [o for o in compared if o.score is not None]
     methods = sorted({method for o in scored for method in (o.one, o.other)})
     clips = sorted({o.clip for o in scored})
     kinds = sorted({(o.one, o.other, score) for o in scored for score in (1.0, 0.0, -1.0)})
@@ -231,6 +267,6 @@ def strengths(outcomes: Sequence[Outcome], *, resamples: int = 400, seed: int = 
     spread = np.array([fit(counts[rows].sum(axis=0) + prior) for rows in chosen])
     low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return {
-        methods[i]: Estimate(float(best[i]), float(low[i]), float(high[i]), len(clips), len({o.clip for o in outcomes}))
+        methods[i]: Estimate(float(best[i]), float(low[i]), float(high[i]), len(clips), len({o.clip for o in compared}))
         for i in np.argsort(-best, kind="stable")
     }

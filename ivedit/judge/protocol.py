@@ -157,10 +157,13 @@ def questions(
 
 
 def get_metric(name: str) -> Metric:
-    """One of `METRICS` by name; ConfigError when there is none."""
-    if name not in METRICS:
-        raise ConfigError(f"judge metric {name!r} is not known: {or_nearest(name, METRICS)}")
-    return METRICS[name]
+    """One of `METRICS`, or `ivedit.judge.openve.OPENVE`, by name; ConfigError when there is none."""
+    from ivedit.judge.openve import OPENVE  # which is made from this module
+
+    known = {**METRICS, OPENVE.name: OPENVE}
+    if name not in known:
+        raise ConfigError(f"judge metric {name!r} is not known: {or_nearest(name, known)}")
+    return known[name]
 
 
 def prompt_hash(metrics: Sequence[Metric], shown: Shown) -> str:

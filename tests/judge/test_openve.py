@@ -13,8 +13,8 @@ from ivedit.judge.anchors import AnchorCases, judge_anchors, verdicts_text
 from ivedit.judge.answers import Answer, Unparsed, parse
 from ivedit.judge.backends.http import HttpBackend
 from ivedit.judge.judgements import Asking, Judgement
-from ivedit.judge.openve import OPENVE, OPENVE_PARTS, by_part, capped
-from ivedit.judge.protocol import questions
+from ivedit.judge.openve import OPENVE, OPENVE_PARTS, by_part, capped, with_parts
+from ivedit.judge.protocol import get_metric, questions
 from ivedit.judge.scores import score_table
 from ivedit.judge.showing import Shown
 from ivedit.judge.verdict import VALID
@@ -68,7 +68,8 @@ def test_the_cap_comes_before_the_mean_over_repeats():
         ("OVE.compliance", 0, 1), ("OVE.naturalness", 0, 1), ("OVE.integrity", 0, 1),
         ("OVE.compliance", 1, 5), ("OVE.naturalness", 1, 1), ("OVE.integrity", 1, 5),
     ]  # fmt: skip
-    table = score_table([*found, *parts], [OPENVE, *OPENVE_PARTS])
+    table = score_table(*with_parts(found, [get_metric("OVE")]))
+    assert list(table.metrics) == ["OVE", *(part.name for part in OPENVE_PARTS)]
     means = {name: estimate.mean for name, estimate in table.rows["editor"].items()}
     assert means == {"OVE": pytest.approx(7 / 3), "OVE.compliance": 3, "OVE.naturalness": 1, "OVE.integrity": 3}
 

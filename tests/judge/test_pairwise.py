@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -20,12 +20,13 @@ from ivedit.judge.backends.http import HttpBackend
 from ivedit.judge.cases import Case
 from ivedit.judge.judgements import Asking, Judgement
 from ivedit.judge.pairwise import PAIRWISE, Outcome, PairCases, outcomes
-from ivedit.judge.preferences import preference_table, strengths
+from ivedit.judge.preferences import judge_preferences, preference_table, strengths
 from ivedit.judge.protocol import METRICS, prompt_hash, questions
+from ivedit.judge.record import Record
 from ivedit.judge.runner import judge
 from ivedit.judge.scores import TableRefused
 from ivedit.judge.showing import Shown
-from ivedit.judge.verdict import NOT_VALID, VALID, Verdict
+from ivedit.judge.verdict import NOT_VALID, VALID, Relation, Verdict
 from tests.judge.oracle import Oracle, OracleServer
 
 SCENES = sprite_scenes(40)
@@ -199,14 +200,37 @@ def test_who_never_loses_is_strong_but_not_infinitely_and_repeats_add_no_clips()
 
 
 def test_two_methods_need_no_library_and_three_say_which(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name == "evalica":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "evalica", None)
     assert preference_table([outcome(c, "a", "b", 1.0) for c in range(5)]).strengths == {}
     with pytest.raises(ConfigError, match=r"pip install 'ivedit\[pairwise\]'"):
         preference_table([outcome(c, *pair, 1.0) for c in range(5) for pair in (("a", "b"), ("b", "c"))])
+
+
+def test_every_two_methods_are_compared_and_the_table_says_how(tmp_path):
+    oracle = told()
+    cases = edits(3, true="A1", wrong="A2", copy="A0")
+    with OracleServer(oracle) as server, Record(tmp_path / "judge.jsonl") as record:
+        proven = {"IA.pair": Verdict("IA.pair", relations=(Relation("A1", "A0", 40, 40, 0.91),))}
+        table, found = judge_preferences(
+            cases, ["IA"], HttpBackend(server.url, "oracle-1"), record, ASKING, proven, resamples=50
+        )
+        asked_once = oracle.asked
+        again, _ = judge_preferences(
+            cases, ["IA"], HttpBackend(server.url, "oracle-1"), record, ASKING, proven, resamples=50
+        )
+    assert len(found) == 3 * 3 * 2 and oracle.asked == asked_once  # the record answered the second time
+    assert again.as_dict()["pairs"] == table.as_dict()["pairs"]
+    assert [(p.one, p.other, p.share.mean) for p in table.pairs if "true" in (p.one, p.other)] == [
+        ("copy", "true", 0.0), ("true", "wrong", 1.0),
+    ]  # fmt: skip
+    assert next(iter(table.strengths["IA"])) == "true"
+    text = table.markdown()
+    assert "| IA | true over wrong | 1.00" in text and "disagreement is a tie" in text and "oracle-1" in text
+
+
+def test_three_methods_without_the_library_stop_before_anybody_is_asked(monkeypatch):
+    oracle = told()
+    monkeypatch.setitem(sys.modules, "evalica", None)
+    with OracleServer(oracle) as server, pytest.raises(ConfigError, match="pip install"):
+        judge_preferences(edits(1, true="A1", wrong="A2", copy="A0"), ["IA"], HttpBackend(server.url, "m"))
+    assert oracle.asked == 0
