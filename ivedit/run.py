@@ -71,7 +71,7 @@ def run_config(cfg: Config) -> int:
 
     first = process_rank() == 0
     try:
-        _import_plugins(cfg.plugins)
+        import_plugins(cfg.plugins)
         run = _open_folder(cfg, first)
     except ConfigError as error:
         return refuse(error)
@@ -95,7 +95,7 @@ def _open_folder(cfg: Config, first: bool) -> RunFolder:
     return run
 
 
-def _import_plugins(modules: list[str]) -> None:
+def import_plugins(modules: list[str]) -> None:
     """Import the modules that register variants, readers and metrics; the working directory is searched too."""
     if modules and "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -300,6 +300,9 @@ def _is_first() -> bool:
 
 
 def _resume_command(run: RunFolder) -> str:
+    task = run.config().get("task")
+    if task in TASKS and "again" in TASKS.info(str(task)):
+        return str(TASKS.info(str(task))["again"])
     return f"python -m ivedit.run resume={shlex.quote(str(run.path))}"
 
 

@@ -24,7 +24,7 @@ from ivedit.config.layers import Layer, Setting, argument_layer, file_layers
 from ivedit.config.schema import Config
 from ivedit.errors import ConfigError
 
-__all__ = ["RESUME_MAY_CHANGE", "Composed", "compose", "from_dict", "load", "to_dict", "to_yaml"]
+__all__ = ["RESUME_MAY_CHANGE", "Composed", "compose", "compose_layers", "from_dict", "load", "to_dict", "to_yaml"]
 
 RESUME_MAY_CHANGE = (
     "backbone.path",  # the same weights may lie elsewhere; their fingerprint is checked
@@ -103,6 +103,11 @@ def compose(arguments: Sequence[str], origin: str = "command line") -> Composed:
                 if setting.key == "resume" and setting.value is not None
             ]
     return _stack(experiment, [*layers, typed])
+
+
+def compose_layers(name: str, layers: Sequence[Layer]) -> Composed:
+    """Compose these layers, a later one over an earlier one, on the schema's defaults alone. ConfigError as above."""
+    return _stack(name, list(layers))
 
 
 def _resumed_layer(folder: Path, typed: Layer) -> Layer:

@@ -28,7 +28,8 @@ def format_evaluation(results: Mapping[str, Any]) -> str:
     Args:
         results: evaluation.json.
     """
-    parts = [_heading(results), _scores(results), _differences(results), _operations(results), _notes(results)]
+    parts = [_heading(results), _scores(results), _differences(results), _operations(results), _notes(results),
+             _preferences(results)]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
 
@@ -137,6 +138,12 @@ def _operations(results: Mapping[str, Any]) -> str:
     return "## Success and edited PSNR per operation\n\n" + markdown_table(["operation", "clips", *rows], lines)
 
 
+def _preferences(results: Mapping[str, Any]) -> str:
+    """What the judge said of two edits at a time."""
+    text = results.get("judge_markdown")
+    return f"## Which of two edits is better\n\n{text}" if text else ""
+
+
 def _notes(results: Mapping[str, Any]) -> str:
     return "\n".join(f"- {line}" for line in _note_lines(results))
 
@@ -168,8 +175,11 @@ def _note_lines(results: Mapping[str, Any]) -> Iterator[str]:
                 f"{MOVES_OTHERWISE}; the true edit does so in {asked} of them): a fault, unless the instruction asks "
                 f"for it, when warp error does not count: {some}."
             )
+    reasons: dict[str, list[str]] = {}
     for name, reason in results["skipped"].items():
-        yield f"{METRICS.info(name)['label'] if name in METRICS else name}: {reason}."
+        reasons.setdefault(reason, []).append(METRICS.info(name)["label"] if name in METRICS else name)
+    for reason, labels in reasons.items():
+        yield f"{', '.join(labels)}: {reason}."
     yield from _power(results)
     for name, digest in results.get("weights", {}).items():
         yield f"Weights of {name}: sha256 {digest[:16]}."

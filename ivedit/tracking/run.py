@@ -43,7 +43,8 @@ FLUSH_POINTS = 500
 RETRY_SECONDS = 60.0
 PARAM_CUT = 250
 _STATES = {"FINISHED": "FINISHED", "FAILED": "FAILED", "STOPPED": "KILLED", "PRUNED": "KILLED"}
-_FILES = ("config.yaml", "environment.json", "results.json", "results.md", "log.txt")
+_FILES = ("config.yaml", "environment.json", "results.json", "results.md", "evaluation.json", "evaluation.md",
+          "clips.csv", "log.txt")  # fmt: skip
 _FOLDERS = ("media", "tables", "artifacts")
 
 
