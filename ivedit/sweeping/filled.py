@@ -34,6 +34,9 @@ from ivedit.sweeping.storage import StorageFailed, open_storage, shown, storage_
 
 __all__ = ["DUPLICATE", "FilledStudy", "patient"]
 
+SETTLE_SECONDS = 0.5
+"""A study whose slots are not getting filled for so long is filled by whoever waits for it."""
+
 DUPLICATE = {"ending": {"kind": "duplicate", "reason": "another trial has this slot", "by": None}}
 """What is noted with a trial that its slot did not need."""
 
@@ -95,11 +98,13 @@ class FilledStudy:
 
     def _let_others_fill(self) -> None:
         """Wait while another machine, which made this study a moment ago, gives it its trials."""
-        missing, still = -1, 0
-        while (now := len(self.now().missing())) and still < 5:
-            still = still + 1 if now == missing else 0
-            missing = now
-            time.sleep(0.1)
+        missing, since = -1, 0.0
+        while now := len(self.now().missing()):
+            if now != missing:
+                missing, since = now, time.monotonic()
+            elif time.monotonic() - since > SETTLE_SECONDS:
+                return
+            time.sleep(SETTLE_SECONDS / 5)
 
     def _make_study(self) -> bool:
         """Make the study, or find it and check it. True when this call made it."""
