@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ivedit.recording import Tracker
     from ivedit.runfolder import RunFolder
 
-__all__ = ["main", "run_config"]
+__all__ = ["import_plugins", "main", "run_config"]
 
 log = logging.getLogger("ivedit.run")
 
@@ -257,6 +257,17 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
         table = run.path / "results.md"
         if table.is_file():
             log.info("\n%s", table.read_text(encoding="utf-8"))
+        if cfg.judge.backend != "none":
+            _judge(cfg, run, tracker, device)
+
+
+def _judge(cfg: Config, run: RunFolder, tracker: Tracker, device: str) -> None:
+    """Measure and judge the edits that the evaluation has kept, as ``python -m ivedit.evaluate`` does."""
+    from ivedit.evaluation.manifest import read_manifest
+    from ivedit.judge.finish import TABLE, finish_evaluation
+
+    finish_evaluation(cfg, read_manifest([run.path / "edits"]), run, tracker, device)
+    log.info("\n%s", (run.path / TABLE).read_text(encoding="utf-8"))
 
 
 def _announce(cfg: Config, editor: Any, device: str) -> None:

@@ -256,7 +256,7 @@ class EvaluationConfig:
     save_edits: bool = _f(
         False,
         "Keep edits, sources, true edits and masks as lossless mp4s in the run folder's edits/, with the manifest that "
-        "`python -m ivedit.evaluate` reads.",
+        "`python -m ivedit.evaluate` reads; a judge needs them and keeps them itself.",
     )
     weights: dict[str, str] = _f(
         {},

@@ -78,7 +78,7 @@ def evaluate(
         reader,
         keep=cfg.evaluation.strips,
         keep_latents=cfg.evaluation.gate_maps and bool(editors),
-        writer=EditWriter(run.path / EDITS, clips.ids) if cfg.evaluation.save_edits else None,
+        writer=EditWriter(run.path / EDITS, clips.ids) if _keeps_edits(cfg) else None,
     )
     results = _results(cfg, backbone, rows, clips, scores)
     if cfg.evaluation.triage:
@@ -92,6 +92,10 @@ def evaluate(
     results["environment"] = _environment(run, backbone, editors)
     _write(list(editors), kept, gates, results, run, tracker)
     return results
+
+
+def _keeps_edits(cfg: Config) -> bool:
+    return cfg.evaluation.save_edits or cfg.judge.backend != "none"
 
 
 def _check_frames(cfg: Config, backbone: Any) -> None:

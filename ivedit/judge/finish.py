@@ -26,7 +26,7 @@ from ivedit.media import film_strip
 from ivedit.recording import Tracker
 from ivedit.runfolder import RunFolder, list_gpus, write_json_atomic, write_text_atomic
 
-__all__ = ["ANCHORS", "JSON", "RECORD", "finish_evaluation", "plan", "prove_judge"]
+__all__ = ["ANCHORS", "JSON", "RECORD", "TABLE", "finish_evaluation", "plan", "prove_judge"]
 
 log = logging.getLogger("ivedit.evaluate")
 
