@@ -8,6 +8,7 @@ same command goes on).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-WITH_VALUE = {"--workers": "a number, e.g. --workers 4", "--launcher": "local or slurm, e.g. --launcher slurm"}
+ALSO_KEYS = ("--workers", "--launcher")
+WITH_VALUE = {
+    "--workers": "a number, e.g. --workers 4",
+    "--launcher": "local or slurm, e.g. --launcher slurm",
+    "--serve": "an address, e.g. --serve 0.0.0.0:13000",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,11 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, settings = split_options(given, OPTIONS, WITH_VALUE)
         if "--help" in options:
             return show(help_text())
-        for option in WITH_VALUE:
-            if option in options:
-                settings.append(f"{option.removeprefix('--')}={options[option]}")
+        if "--serve" in options:
+            return _serve(options["--serve"], settings)
+        settings += [f"{option.removeprefix('--')}={options[option]}" for option in ALSO_KEYS if option in options]
         sweep = resolve(settings)
-        return _do(sweep, set(options) - set(WITH_VALUE))
+        return _do(sweep, set(options) - set(ALSO_KEYS))
     except ConfigError as error:
         return refuse(error)
     except IveditError as error:
@@ -71,6 +77,21 @@ def _do(sweep: Sweep, options: set[str]) -> int:
 
     keep_definition(sweep)
     return launch(sweep, workers=sweep.workers)
+
+
+def _serve(address: str, settings: list[str]) -> int:
+    """Optuna's gRPC proxy in front of a database, until Ctrl-C."""
+    host, _, port = address.rpartition(":")
+    urls = [item.partition("=")[2] for item in settings if item.startswith("storage=")]
+    if not host or not port.isdecimal():
+        raise ConfigError(f"--serve {address} is no address; write --serve {WITH_VALUE['--serve'].split()[-1]}")
+    if len(settings) != 1 or len(urls) != 1:
+        raise ConfigError("--serve needs the database and nothing else: storage=postgresql://USER@HOST/NAME")
+    from ivedit.sweeping.storage import serve
+
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(urls[0], host, int(port))
+    return 0
 
 
 def _check_options(sweep: Sweep) -> None:

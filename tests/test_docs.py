@@ -15,13 +15,15 @@ import pytest
 
 from ivedit import experiments
 from ivedit.config.compose import compose, load
+from ivedit.sweeping.resolve import resolve
 from tests.pages import ROOT, anchors, commands, files, links, read
 
+FOLDERS = ("docs", "experiments", "sweeps")
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "experiments").glob("*.md")]
+    for path in [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))]
 )
-WRITTEN = ("README.md", "docs/extending.md", "docs/method.md", "docs/sprites.md")
+WRITTEN = ("README.md", "docs/extending.md", "docs/method.md", "docs/sprites.md", "docs/sweeps.md")
 
 # Makes a run of any experiment short.
 TINY = (
@@ -78,8 +80,13 @@ def test_commands_take_the_arguments_that_are_shown(page: str, tmp_path: Path, m
         said = help_of(module)
         assert all(re.search(rf"{option}\b", said) for option in options), (module, options)
         # Words in capitals stand for the reader's own names.
-        if module == "ivedit.run" and not any(re.search(r"[A-Z]{4,}", word.partition("=")[2]) for word in arguments):
-            compose([word for word in arguments if "=" in word and not word.startswith("--")])
+        if any(re.search(r"[A-Z]{4,}", word.partition("=")[2]) for word in arguments):
+            continue
+        settings = [word for word in arguments if "=" in word and not word.startswith("--")]
+        if module == "ivedit.run":
+            compose(settings)
+        elif module == "ivedit.sweep" and any(word.startswith("sweep=") for word in settings):
+            resolve(settings)
 
 
 def test_the_method_page_lists_every_experiment_with_its_number_of_weights():

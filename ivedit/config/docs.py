@@ -7,6 +7,7 @@ are stale.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from ivedit import experiments
@@ -14,7 +15,7 @@ from ivedit.config.compose import RESUME_MAY_CHANGE, compose
 from ivedit.config.fields import fields, groups, show
 from ivedit.config.help import EXAMPLES, OPTIONS, ORDER, experiment_summaries
 
-__all__ = ["REFERENCE", "changes", "cli_page", "experiments_page", "main", "pages"]
+__all__ = ["REFERENCE", "cell", "changes", "cli_page", "experiments_page", "main", "pages", "write"]
 
 REFERENCE = "imvideoedit"
 _MADE = "<!-- Written by `python -m ivedit.config.docs`; edit ivedit/config or the YAML files instead. -->"
@@ -52,7 +53,7 @@ def experiments_page() -> str:
     ]
     for name, summary in experiment_summaries().items():
         what = ", ".join(f"`{key}={value}`" for key, value in changes(name).items()) or "the defaults as they are"
-        lines.append(f"| [`{name}`]({name}.yaml) | {_cell(summary)} | {_cell(what)} |")
+        lines.append(f"| [`{name}`]({name}.yaml) | {cell(summary)} | {cell(what)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -63,7 +64,7 @@ def cli_page() -> str:
         lines += [f"# {meaning}", f"python -m ivedit.run {arguments}".rstrip(), ""]
     lines[-1] = "```"
     lines += ["", "| option | what it does |", "|---|---|"]
-    lines += [f"| `{option}` | {_cell(meaning)} |" for option, meaning in OPTIONS]
+    lines += [f"| `{option}` | {cell(meaning)} |" for option, meaning in OPTIONS]
     lines += [
         "",
         "Exit codes: 0 done, or stopped at `train.max_minutes`; 1 the run failed (its folder and the reason are",
@@ -89,11 +90,12 @@ def cli_page() -> str:
             title = f"`{name}`: {groups()[name]}" if name else "The run"
             lines += ["", f"### {title.rstrip('.')}", "", "| setting | type | default | meaning |", "|---|---|---|---|"]
         kind = "; ".join(text for text in (item.type_text, item.range_text) if text)
-        lines.append(f"| `{key}` | {_cell(kind)} | `{show(item.default)}` | {_cell(item.help)} |")
+        lines.append(f"| `{key}` | {cell(kind)} | `{show(item.default)}` | {cell(item.help)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Text for a cell of a Markdown table."""
     return text.replace("|", "\\|")
 
 
@@ -105,7 +107,12 @@ def pages() -> dict[Path, str]:
 
 def main() -> int:
     """Write the pages of the checkout that this package is imported from."""
-    for path, text in pages().items():
+    return write(pages())
+
+
+def write(texts: Mapping[Path, str]) -> int:
+    """Write pages and say so."""
+    for path, text in texts.items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path}")

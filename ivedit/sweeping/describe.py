@@ -39,6 +39,11 @@ OPTIONS = (
     ("--report", "make the report of what there is so far (python -m ivedit.report), and stop"),
     ("--workers N", "children at once on this machine, as workers=N"),
     ("--launcher slurm", "each worker is a SLURM job, as launcher=slurm"),
+    (
+        "--serve HOST:PORT",
+        "run Optuna's gRPC proxy at that address in front of storage=URL, for workers that cannot reach the database "
+        "(they give storage=grpc://HOST:PORT); goes on until Ctrl-C",
+    ),
 )
 
 

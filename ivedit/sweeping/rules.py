@@ -112,7 +112,7 @@ def launch_faults(given: Given) -> Iterator[str]:
     if value["launcher"] == "slurm" and scheme == "sqlite":
         yield (
             "launcher=slurm, storage=sqlite: SLURM's jobs run on many machines, which cannot share an sqlite file; "
-            "use PostgreSQL, or leave storage out for a journal file on the shared disk"
+            "use storage=postgresql://USER@HOST/NAME"
         )
 
 

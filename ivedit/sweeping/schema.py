@@ -26,7 +26,7 @@ class SamplerConfig:
         "tpe", "tpe, gp, cmaes (numbers only, one objective), nsgaii, random, grid (every combination).",
         choices=SAMPLERS,
     )
-    seed: int = declare(0, "Base of its random numbers; the trial's number is added.", min=0)
+    seed: int = declare(0, "Base of its random numbers; every slot has its own.", min=0)
 
 
 @dataclass
@@ -56,8 +56,9 @@ class SweepConfig:
         "runs", "The sweep's folder is output_dir/name; MLflow's store is output_dir/mlflow.db if none is named."
     )
     storage: Optional[str] = declare(
-        None, "Where Optuna keeps the studies. null: a journal file in the sweep's folder (one machine, or a shared "
-        "disk); sqlite:///FILE; postgresql://USER@HOST/NAME or grpc://HOST:PORT (many machines).",
+        None, "Where Optuna keeps the studies. null: a journal file in the sweep's folder (one machine, or a disk that "
+        "machines share and whose file locks hold); sqlite:///FILE; postgresql://USER@HOST/NAME or grpc://HOST:PORT "
+        "(many machines).",
     )  # fmt: skip
     workers: int = declare(1, "Children at once on this machine; `--workers N` is the same.", min=1)
     gpus_per_trial: int = declare(1, "GPUs of one child, where the machine has any.", min=1)

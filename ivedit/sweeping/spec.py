@@ -99,7 +99,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """Which Optuna sampler proposes parameters; ``seed``: base of its random numbers, plus the trial's number."""
+    """Which Optuna sampler proposes parameters; ``seed`` is the base of the random numbers that each slot has."""
 
     name: str = "tpe"
     seed: int = 0

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import pytest
 
 from ivedit import experiments
 from ivedit.config import to_dict
 from ivedit.config.compose import compose
-from ivedit.sweeping.describe import dry_run, sweep_summaries
-from ivedit.sweeping.plan import FINAL, TUNE, stages, undecided_stage
+from ivedit.sweeping.describe import EXAMPLES, dry_run, sweep_summaries
+from ivedit.sweeping.docs import pages
+from ivedit.sweeping.plan import FINAL, TUNE, keep_definition, stages, undecided_stage
 from ivedit.sweeping.proposals import check_options
 from ivedit.sweeping.resolve import resolve
 from ivedit.sweeping.spec import Choice, Sweep
@@ -122,3 +126,19 @@ def test_arms_are_runs_that_differ(sweeps: dict[str, Sweep]):
             content = to_dict(compose([s for s in cell.settings if "(chosen by tune)" not in s]).config)
             contents.append({key: value for key, value in content.items() if key not in ("name", "summary")})
         assert all(one != other for i, one in enumerate(contents) for other in contents[:i])
+
+
+def test_the_page_about_the_sweeps_is_not_stale():
+    for path, text in pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path} is stale: run python -m ivedit.sweeping.docs"
+
+
+@pytest.mark.parametrize("arguments", [arguments for arguments, _ in EXAMPLES])
+def test_the_examples_of_the_help_are_sweeps(
+    arguments: str, sweeps: dict[str, Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    keep_definition(sweeps["ablations"])
+    Path("mine.yaml").write_text("kind: grid\narms: [imvideoedit]\n", encoding="utf-8")
+    settings = [word for word in shlex.split(arguments) if "=" in word and not word.startswith("--")]
+    assert resolve(settings).kind in ("grid", "search")

@@ -94,6 +94,9 @@ def test_workers_and_launcher_are_options_and_keys_alike(capsys: pytest.CaptureF
         (["sweep=gate", "--dry-run", "--status"], "give one of them"),
         (["sweep=editor_lr", "sampler.options.n_startup=3", "--dry-run"], "did you mean n_startup_trials"),
         (["sweep=editor_lr", "pruner.options.n_startup_trials=-3", "--dry-run"], "pruner.options of median"),
+        (["--serve", "13000", "storage=sqlite:///s.db"], "write --serve 0.0.0.0:13000"),
+        (["--serve", "0.0.0.0:13000", "sweep=gate"], "--serve needs the database and nothing else"),
+        (["--serve", "0.0.0.0:13000", "storage=s.journal"], "the proxy cannot stand in front of s.journal"),
         (["sweep=editor_width", "sampler.options.depth=3", "--dry-run"], "grid takes no options"),
     ],
 )
