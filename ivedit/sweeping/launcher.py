@@ -18,13 +18,15 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Protocol
 
 from ivedit.config.compose import compose
 from ivedit.errors import IveditError
+from ivedit.sweeping.claims import Outcome
 from ivedit.sweeping.devices import Place, share_out
 from ivedit.sweeping.live import Board, summary
-from ivedit.sweeping.outcome import read_outcome
+from ivedit.sweeping.outcome import read_outcome, study_of
 from ivedit.sweeping.records import SweepRecorder
 from ivedit.sweeping.spec import Sweep
 from ivedit.sweeping.stages import Stages
@@ -112,7 +114,11 @@ def prepare(sweep: Sweep) -> tuple[Stages, SweepRecorder]:
 
 
 def _put_right(store: StudyStore, sweep: Sweep) -> None:
-    for line in getattr(store, "reconcile", lambda _: [])(lambda folder: read_outcome(folder, store.stage.objectives)):
+    def ended(folder: Path) -> Outcome | None:
+        # A folder that another study left under this slot's name says nothing about this slot.
+        return read_outcome(folder, store.stage.objectives) if study_of(folder) == store.stage.study else None
+
+    for line in store.reconcile(ended):
         log.info("put right: %s", line)
     for state in store.slots():
         if state.ended:
@@ -162,8 +168,9 @@ def _watch(
     board.show(_states(stages))
     if asked and stages.current() is not None:
         with contextlib.suppress(KeyboardInterrupt):
-            recorder.refresh(stages.so_far(), last=asked == 1)
-            recorder.close("STOPPED", "interrupted")
+            if asked == 1:
+                recorder.refresh(stages.so_far())
+                recorder.close("STOPPED", "interrupted")
         board.note(f"interrupted; to go on, give the same command: {shlex.join(command or _own_command())}")
         return 130
     return _finish(stages, recorder, board)
@@ -178,7 +185,7 @@ def _finish(stages: Stages, recorder: SweepRecorder, board: Board) -> int:
     """The last word: whether every slot came to something."""
     so_far = stages.so_far()
     failed = [result for _, results in so_far for result in results if result.state == "FAIL"]
-    recorder.refresh(so_far, last=True)
+    recorder.refresh(so_far)  # the last one is `close`'s
     reason = f"{len(failed)} slots failed" if failed else None
     recorder.close("FAILED" if failed else "FINISHED", reason)
     states = _states(stages)

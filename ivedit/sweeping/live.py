@@ -105,7 +105,7 @@ def duration(seconds: float | None) -> str:
 
 def summary(stage: Stage, states: Sequence[SlotState]) -> str:
     """A stage in a line: ``final: 12 of 45 complete, 1 failed, 4 running, 28 waiting; about 25 min left``."""
-    counts: Counter[str] = Counter(state.state if state.state != "FAIL" or state.ended else "WAITING" for state in states)
+    counts: Counter[str] = Counter("WAITING" if s.state == "FAIL" and not s.ended else s.state for s in states)
     parts = [f"{stage.name}: {counts['COMPLETE']} of {len(states)} complete"]
     words = {"PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
     parts += [f"{counts[name]} {word}" for name, word in words.items() if counts[name]]

@@ -5,6 +5,7 @@ An exit code is not asked: a killed worker never saw it, and a restarted sweep r
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 
 from ivedit.errors import IveditError
 from ivedit.recording import read_record
-from ivedit.runfolder import RunFolder, is_run_folder
+from ivedit.runfolder import RunFolder, is_run_folder, write_json_atomic
 from ivedit.sweeping.claims import Outcome
 from ivedit.sweeping.spec import Objective
 
-__all__ = ["FACTS", "read_outcome", "read_value"]
+__all__ = ["FACTS", "claim_folder", "read_outcome", "read_value", "study_of"]
+
+MARK = "slot.json"
+"""File in a run folder: which slot of which study it is, and with which settings."""
 
 FACTS = ("trained_weights", "seconds_per_clip")
 """What an objective can name beside metrics."""
@@ -69,6 +73,38 @@ def read_value(run: RunFolder, metric: str) -> float:
     if not math.isfinite(float(value)):
         raise IveditError(f"{metric} is {float(value)}")
     return float(value)
+
+
+def study_of(folder: Path) -> str | None:
+    """The study that a run folder was made for; None when no sweep made it."""
+    mark = _mark(folder)
+    return None if mark is None else str(mark.get("study"))
+
+
+def claim_folder(folder: Path, aside: Path, study: str, slot: int, settings: Sequence[str]) -> Path | None:
+    """Make sure that the slot's run folder is this slot's, with these settings; one that is not is moved to ``aside``.
+
+    Such a one is left when a study was deleted and its folder was not: going on with it would take its results for
+    these settings'. Returns where it was moved to.
+    """
+    mine, moved = {"study": study, "slot": slot, "settings": list(settings)}, None
+    if _mark(folder) == mine:
+        return None
+    if is_run_folder(folder):
+        aside.mkdir(parents=True, exist_ok=True)
+        moved = aside / f"{folder.name}-{1 + sum(1 for _ in aside.glob(f'{folder.name}-*'))}"
+        folder.rename(moved)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(folder / MARK, mine)
+    return moved
+
+
+def _mark(folder: Path) -> dict[str, Any] | None:
+    try:
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return mark if isinstance(mark, dict) else None
 
 
 def _own_row(run: RunFolder, metric: str) -> Mapping[str, Any]:

@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from ivedit.errors import ConfigError, IveditError
-from ivedit.runfolder import is_run_folder, write_json_atomic
+from ivedit.runfolder import RunFolder
 from ivedit.sweeping.child import Child, MetricsTail
 from ivedit.sweeping.claims import Claim, Outcome, Worker
 from ivedit.sweeping.devices import Place
 from ivedit.sweeping.mirror import slot_tags
-from ivedit.sweeping.outcome import read_outcome
+from ivedit.sweeping.outcome import claim_folder, read_outcome
 from ivedit.sweeping.spec import Stage, Sweep
 from ivedit.sweeping.stages import Stages
 from ivedit.sweeping.study import StudyStore
@@ -167,7 +167,10 @@ class SlotWorker:
 
     def _work_on(self, store: StudyStore, claim: Claim) -> None:
         stage, what = store.stage, f"{store.stage.folder_name(claim.slot)} (attempt {claim.attempt})"
-        set_aside_other(self.sweep.folder, stage, claim)
+        aside = self.sweep.folder / "old"
+        moved = claim_folder(claim.run_folder, aside, stage.study, claim.slot, claim.settings)
+        if moved is not None:
+            log.info("%s held a run of other settings, which is now %s", claim.run_folder, moved)
         outcome = read_outcome(claim.run_folder, stage.objectives)
         if outcome is not None and outcome.state != "FAIL":
             log.info("%s: had ended already", what)  # and its worker died before it could say so
@@ -216,6 +219,9 @@ class SlotWorker:
                 child.kill()
             time.sleep(POLL_SECONDS)
         code = child.process.wait()
+        owned = owned and store.renew(claim)  # it may have been the new owner who killed the child
+        for step, value in reports.new() if reports is not None and owned else ():
+            store.report(claim, step, value)  # what the others are judged against
         if not owned:
             log.info("%s: the slot is no longer this worker's; its child is stopped", what)
             return None
@@ -231,7 +237,7 @@ class SlotWorker:
             return Outcome(outcome.state, outcome.values, outcome.reason, {**outcome.facts, **facts})
         reason = outcome.reason if outcome is not None else None
         if late:
-            return Outcome("FAIL", None, f"took longer than trial_minutes={self.sweep.trial_minutes:g}", facts)
+            return _failed(claim, f"took longer than trial_minutes={self.sweep.trial_minutes:g}", facts)
         if outcome is None and stopped:
             return self._give_back(store, claim, "stopped on request", what)
         words = reason or child.last_words()
@@ -246,14 +252,15 @@ class SlotWorker:
             times = 1 + sum(attempt.reason == killed for attempt in claim.earlier)
             if times <= MOST_KILLS:
                 return self._give_back(store, claim, killed, what)
-            return Outcome("FAIL", None, f"{killed}, {times} times; does it take more memory than there is?", facts)
+            return _failed(claim, f"{killed}, {times} times; does it take more memory than there is?", facts)
         if outcome is None and code == 130:
             return self._give_back(store, claim, "the child was interrupted", what)
         if outcome is None and code < 0:
             words = f"the child crashed with {signal.Signals(-code).name}"
-        return Outcome("FAIL", None, words or f"the child ended with exit code {code} and without a result", facts)
+        return _failed(claim, words or f"the child ended with exit code {code} and without a result", facts)
 
     def _give_back(self, store: StudyStore, claim: Claim, reason: str, what: str) -> Outcome | None:
+        _leave(claim.run_folder, "STOPPED", reason)
         store.release(claim, reason)
         log.info("%s: %s, to be continued", what, reason)
         return None
@@ -274,35 +281,25 @@ class SlotWorker:
         ]  # fmt: skip
 
 
+def _failed(claim: Claim, reason: str, facts: Mapping[str, Any]) -> Outcome:
+    _leave(claim.run_folder, "FAILED", reason)
+    return Outcome("FAIL", None, reason, facts)
+
+
+def _leave(folder: Path, state: str, reason: str) -> None:
+    """Let the run folder of a child that could not say so itself tell how it ended."""
+    with contextlib.suppress(IveditError, OSError):
+        run = RunFolder.open(folder)
+        if state == "FAILED" or run.status()["state"] == "RUNNING":
+            run.update_status(state=state, reason=reason)
+
+
 def describe(stage: Stage, outcome: Outcome) -> str:
     """An end in a line: ``COMPLETE, success 0.412``, ``FAIL, loss is nan``."""
     if outcome.values is None:
         return f"{outcome.state}, {outcome.reason}"
     pairs = zip(stage.objectives, outcome.values, strict=True)
     return ", ".join([outcome.state, *(f"{objective.metric} {value:.6g}" for objective, value in pairs)])
-
-
-def set_aside_other(sweep_folder: Path, stage: Stage, claim: Claim) -> None:
-    """Make sure that the slot's run folder is this slot's: one with other settings is moved to ``old/``.
-
-    Such a one is left when a study was deleted and its folder was not: going on with it would take its results for
-    these settings'.
-    """
-    folder, mark = claim.run_folder, claim.run_folder / "slot.json"
-    mine = {"study": stage.study, "slot": claim.slot, "settings": list(claim.settings)}
-    try:
-        theirs = json.loads(mark.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        theirs = None
-    if theirs != mine and is_run_folder(folder):
-        place = sweep_folder / "old"
-        place.mkdir(parents=True, exist_ok=True)
-        number = sum(1 for _ in place.glob(f"{folder.name}-*")) + 1
-        folder.rename(place / f"{folder.name}-{number}")
-        log.info("%s held a run of other settings; moved to %s", folder, place / f"{folder.name}-{number}")
-    if theirs != mine or not folder.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(mark, mine)
 
 
 def tidy(folder: Path, keep: str, state: str) -> None:
