@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ivedit.runfolder import RunFolder, is_run_folder
 from ivedit.sweeping.outcome import read_value
 from ivedit.sweeping.plan import keep_definition
 from ivedit.sweeping.resolve import resolve
@@ -35,21 +36,14 @@ SEARCH: dict[str, Any] = {
     "sampler": {"name": "random"},
 }
 
-COMMAND = """
-import sys
-from ivedit.errors import IveditError
+SHORT_LEASE = """
+import dataclasses, sys
 from ivedit.sweeping.launcher import launch
-from ivedit.sweeping.plan import keep_definition
 from ivedit.sweeping.resolve import resolve
 if __name__ == "__main__":
-    sweep = resolve(sys.argv[1:])
-    keep_definition(sweep)
-    try:
-        sys.exit(launch(sweep))
-    except IveditError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    sys.exit(launch(dataclasses.replace(resolve(sys.argv[1:]), lease_seconds=1.0)))
 """
+"""The command with a lease that is too short for real use: a busy machine would lose slots that nobody died for."""
 
 
 def write(place: Path, content: dict[str, Any], **changes: Any) -> Path:
@@ -74,12 +68,10 @@ def make(place: Path, content: dict[str, Any], *arguments: str, **changes: Any) 
     return sweep
 
 
-def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The launcher in a process group of its own, as a person's shell starts it."""
+def start(place: Path, *arguments: str, program: tuple[str, ...] = ("-m", "ivedit.sweep")) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as a person's shell starts it."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    file = place / "go.py"
-    file.write_text(COMMAND)
-    command = [sys.executable, str(file), "sweep=./trial.yaml", *(arguments or ("tracking.kind=none",))]
+    command = [sys.executable, *program, "sweep=./trial.yaml", *(arguments or ("tracking.kind=none",))]
     return subprocess.Popen(
         command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -120,11 +112,11 @@ def table(sweep: Sweep) -> list[tuple[Any, ...]]:
 
 def agree(sweep: Sweep) -> None:
     """Assert that the study and the result files say the same of every slot, and that nothing runs."""
-    from ivedit.runfolder import RunFolder
-
     for stage, found in Stages(sweep).so_far():
         assert [result.slot for result in found] == list(range(stage.n_trials))
         for result in found:
+            if result.state == "FAIL" and not is_run_folder(result.run_folder):
+                continue  # its child did not come so far
             run = RunFolder.open(result.run_folder)
             assert run.status()["state"] == {"COMPLETE": "FINISHED", "PRUNED": "PRUNED", "FAIL": "FAILED"}[result.state]
             if result.state == "COMPLETE":
