@@ -1,7 +1,7 @@
 """Read a sweep file and the command line over it into one table of what was given, and by whom.
 
 Keys are the sweep's own (`ivedit.sweeping.schema`) or, under ``settings:`` and on the command line, those of a run.
-Values are not judged here: `ivedit.sweeping.structures` and `ivedit.sweeping.rules` do that.
+Values are not judged here: `ivedit.sweeping.structures`, `ivedit.sweeping.spaces` and `ivedit.sweeping.rules` do that.
 """
 
 from __future__ import annotations

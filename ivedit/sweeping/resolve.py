@@ -10,6 +10,7 @@ from ivedit import experiments
 from ivedit.config import Config
 from ivedit.config.fields import fields
 from ivedit.errors import ConfigError
+from ivedit.sweeping import spaces
 from ivedit.sweeping import structures as read_as
 from ivedit.sweeping.parse import Entry, Given, arguments_of, own_keys, read, refuse
 from ivedit.sweeping.rules import grid_faults, launch_faults, search_faults, setting_faults
@@ -108,7 +109,7 @@ class _Sweeping:
         if "tune.space" not in self.given.structures:
             self.problems.append(f"tune.space is missing ({self._who('tune')}); write {{train.lr: [1e-3, 2e-3]}}")
             return None
-        space = self._read("tune.space", read_as.values_of, None)
+        space = self._read("tune.space", spaces.values_of, None)
         objective = self._read("tune.objective", read_as.objectives, self.objectives[:1])
         if len(objective) > 1:
             self.problems.append(f"tune.objective: one metric decides ({self._who('tune.objective')}); name one")
@@ -129,16 +130,16 @@ class _Sweeping:
         except ConfigError as error:
             self.problems += [f"experiment: {problem} ({given.source('experiment')})" for problem in error.problems]
             return None
-        space = read_as.space(given.structures["space"], self.problems)
-        prior = self._read("prior", lambda _, entry, problems: read_as.prior(entry, space, problems), ())
+        space = spaces.space(given.structures["space"], self.problems)
+        prior = self._read("prior", lambda _, entry, problems: spaces.prior(entry, space, problems), ())
         sampler = SamplerSpec(
-            value["sampler.name"], value["sampler.seed"], self._read("sampler.options", read_as.options, {})
+            value["sampler.name"], value["sampler.seed"], self._read("sampler.options", spaces.options, {})
         )
         pruner = None
         if value["pruner.name"] != "none":
             pruner = PrunerSpec(
                 value["pruner.name"], value["pruner.metric"], value["pruner.direction"],
-                self._read("pruner.options", read_as.options, {}),
+                self._read("pruner.options", spaces.options, {}),
             )  # fmt: skip
         value["experiment"] = first.partition("=")[2]
         base = (first, *self.settings)

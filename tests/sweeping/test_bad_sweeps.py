@@ -114,6 +114,8 @@ REFUSED = {
     "one value": (SEARCH, ["space.train.lr=3"], "is no range"),
     "a list as a value": (SEARCH, ["space.data.operations=[[add], [remove]]"], "a list of str cannot be varied"),
     "a place": (SEARCH, ["space.backbone.path=[a, b]"], "it says where things lie"),
+    "the measure": (SEARCH, ["space.evaluation.split=[val, test]"], "how a run is judged"),
+    "the measure while tuning": (TUNED, ["tune.space={evaluation.edited_db: [1, 2]}"], "how a run is judged"),
     "varied and set": (SEARCH, ["train.lr=1e-3"], "the search varies it"),
     "a combination that cannot run": (
         SEARCH, ["space.editor.gate=[text, none]", "space.editor.gate_grain=[channel, head]"],
