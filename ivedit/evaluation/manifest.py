@@ -198,7 +198,7 @@ def _read(folder: Path, sources: Path | None) -> tuple[list[Entry], list[str]]:
         return [], [f"{path} cannot be read: {error}"]
     entries: list[Entry] = []
     problems: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() also splits at U+2028, which JSON allows
         if line.strip():
             entry, faults = _entry(line, f"{path}:{number}", folder, sources or folder)
             problems += faults
