@@ -56,8 +56,10 @@ def _varied(key: str, entry: Entry, problems: list[str]) -> Iterator[tuple[Field
     for setting in layer_of(key, entry, problems).settings:
         item = fields()[setting.key]
         if setting.key.startswith(FIXED):
-            problems.append(f"{key}.{setting.key}: no search varies it ({entry.source}); it says where things lie or how a "
-                "run is judged, not what the run does")
+            problems.append(
+                f"{key}.{setting.key}: no search varies it ({entry.source}); "
+                "it says where things lie or how a run is judged, not what the run does"
+            )
         elif setting.entry is not None or item.kind in ("list", "dict"):
             problems.append(
                 f"{key}.{setting.key}: a {item.type_text} cannot be varied ({entry.source}); "
