@@ -80,20 +80,26 @@ def measure(cases: int, kills: int, share: float, seed: int) -> dict[str, Any]:
             if (code := process.wait()) not in (0, -signal.SIGKILL):
                 raise SystemExit(f"the judging process failed with exit code {code}")
         kept, held, calls = replies(record), read_record(record), list(server.calls)
+        written = sum('"event": "reply"' in line for line in record.read_text().splitlines() if line.endswith("}"))
         case_list = clips(cases)
         found = judge(case_list, list(METRICS.values()), ReplayBackend(record), None, asking())
     done_kills = len(held.sessions) - 1
     by_id = {case.id: case for case in case_list}
     scenarios = {call.question: call.scenario for call in calls}
-    sent = {call.id: call for call in calls if call.id and call.scenario != "wrong_model"}  # that one is no reply
+    sent = {call.id: call for call in calls if call.id}
     asked_again = sum(
         (call.question, call.turn) in {(sent[reply].question, sent[reply].turn) for reply in earlier.values()}
         for earlier, since in persisted
         for call in calls[since:]
+        if call.scenario != "wrong_model"  # another judge's reply: asked again on purpose
     )
     scenario_of = {key: sent[reply].scenario for (key, _), reply in kept.items()}
     wrong_state = [j for j in found if j.key in scenario_of and j.status != SCENARIOS[scenario_of[j.key]][0]]
-    lost = sum(kept.get(place) != reply for earlier, _ in persisted for place, reply in earlier.items())
+    lost = sum(
+        kept.get(place) != reply and sent[reply].scenario != "wrong_model"
+        for earlier, _ in persisted
+        for place, reply in earlier.items()
+    )
     expected = Counter(SCENARIOS[scenario][0] for scenario in scenarios.values())
     statuses = Counter(j.status for j in found)
     return {
@@ -108,8 +114,8 @@ def measure(cases: int, kills: int, share: float, seed: int) -> dict[str, Any]:
         "statuses": dict(sorted(statuses.items())),
         "statuses_expected": dict(sorted(expected.items())),
         "replies_sent": len(sent),
-        "replies_kept": len(kept),
-        "replies_lost_to_kills": len(sent) - len(kept),
+        "replies_kept": written,
+        "replies_lost_to_kills": len(sent) - written,
         "calls_cut_off_as_recorded": held.cut_off,
         "most_calls_that_kills_may_cost": done_kills * CONCURRENCY,
         "judgements_by_repeat": {str(i): sum(j.repeat == i for j in found) for i in range(REPEATS)},

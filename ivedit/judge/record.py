@@ -38,7 +38,7 @@ class Kept:
 
     Attributes:
         sessions: The starts, in order.
-        turns: Replies by (key, turn).
+        turns: Replies by (key, turn), the last where another model had answered first.
         failures: The last reason why a (key, turn) has no reply; gone once it has one.
         cut_off: Calls that a stop cut off, which may have been answered and paid for without being kept.
         calls: All calls whose end is recorded, retries among them.
@@ -68,7 +68,7 @@ class Kept:
             self._open.discard(place)
             self.calls += int(event["calls"])
             if kind == "reply":
-                self.turns.setdefault(place, Reply(**{name: event[name] for name in _REPLY}))
+                self.turns[place] = Reply(**{name: event[name] for name in _REPLY})
                 self.failures.pop(place, None)
             elif place not in self.turns:
                 self.failures[place] = str(event["reason"])

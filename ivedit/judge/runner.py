@@ -208,6 +208,9 @@ class _Session:
             except NoReply as error:
                 self._count_error(error)
                 return _Outcome("error", reason=error.reason, repaired=bool(repair))
+            if wrong := self._wrong_model(reply):
+                self._count_error(wrong)
+                return _Outcome("error", None, wrong.reason, reply.model, bool(repair), reply.date)
             self.errors_in_a_row = 0
             outcome = _read(reply, question)
             outcome.repaired = bool(repair)
@@ -221,7 +224,8 @@ class _Session:
         """The stored reply or a new one, kept before it is returned. Raises `NoReply` after the last attempt."""
         if self.record is None:
             return (await self._call(question, repair))[0]
-        if (key, turn) not in self.record.kept.turns:
+        stored = self.record.kept.turns.get((key, turn))
+        if stored is None or self._wrong_model(stored):
             self.record.asked(key, turn)
             try:
                 reply, calls = await self._call(question, repair)
@@ -229,18 +233,16 @@ class _Session:
                 self.record.failed(key, turn, error.reason, error.calls)
                 raise
             return self.record.reply(key, turn, reply, calls, about)
-        return self.record.kept.turns[key, turn]
+        return stored
 
     async def _call(self, question: Question, repair: Repair | None) -> tuple[Reply, int]:
-        """A reply of the right model and the calls it took."""
+        """A reply and the calls it took."""
         loop = asyncio.get_running_loop()
         wait = self.asking.wait
         for attempt in range(1, self.asking.attempts + 1):
             await asyncio.sleep(self.pace.reserve(loop.time()))
             try:
-                reply = await self.backend.ask(question, repair)
-                self._right_model(reply)
-                return reply, attempt
+                return await self.backend.ask(question, repair), attempt
             except NoReply as error:
                 longest = error.after is not None and error.after > _LONGEST_WAIT
                 if error.final or longest or not error.again or attempt == self.asking.attempts:
@@ -251,13 +253,12 @@ class _Session:
                 wait = min(2 * wait, 60.0)
         raise AssertionError("unreachable: the last attempt raises")
 
-    def _right_model(self, reply: Reply) -> None:
-        """A reply of another model is none of this judge. Hosted models add a date to their name."""
-        wanted = self.asking.returned_model or self.backend.model
-        said = reply.model
-        dated = said is not None and re.fullmatch(re.escape(wanted) + r"-\d[\d-]*", said)
-        if said is not None and said != wanted and not dated:
-            raise NoReply(f"{said!r} answered, not {wanted!r}; if that is its name, set judge.returned_model={said}")
+    def _wrong_model(self, reply: Reply) -> NoReply | None:
+        """Why a reply is none of this judge's; None when it is. Hosted models add a date to their name."""
+        wanted, said = self.asking.returned_model or self.backend.model, reply.model
+        if said is None or re.fullmatch(re.escape(wanted) + r"(-\d[\d-]*)?", said):
+            return None
+        return NoReply(f"{said!r} answered, not {wanted!r}; if that is its name, set judge.returned_model={said}")
 
     def _count_error(self, error: NoReply) -> None:
         self.errors_in_a_row += 1

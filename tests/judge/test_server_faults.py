@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ivedit.errors import ConfigError, IveditError
@@ -119,7 +121,16 @@ def test_a_dated_name_of_the_model_is_its_own_and_another_model_is_not():
     for said, status in (("fault-judge-2024-08-06", "ok"), ("fault-judge-mini", "error"), ("fault-judge-7b", "error")):
         with FaultServer(model=said) as server:
             found = judge(clips(1), [METRICS["IA"]], backend(server), None, FAST)
-            assert [(j.status, j.model) for j in found] == [(status, said if status == "ok" else None)]
+            assert [(j.status, j.model) for j in found] == [(status, said)]
+
+
+def test_replies_under_another_name_are_kept_and_count_once_the_name_is_said_to_be_right(tmp_path):
+    asked = [METRICS["IA"]]
     with FaultServer(model="served") as server:
-        asking = Asking(repeats=1, shown=SMALL, returned_model="served")
-        assert judge(clips(1), [METRICS["IA"]], backend(server), None, asking)[0].status == "ok"
+        for settings, statuses, calls in (
+            ({}, {"error"}, 3), ({"returned_model": "served"}, {"ok"}, 3), ({"returned_model": "x"}, {"error"}, 6),
+        ):  # fmt: skip
+            with Record(tmp_path / "r") as record:
+                found = judge(clips(3), asked, backend(server), record, replace(FAST, **settings))
+            assert {j.status for j in found} == statuses and len(server.calls) == calls
+    assert "set judge.returned_model=served" in found[0].reason

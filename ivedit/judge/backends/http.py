@@ -71,15 +71,15 @@ class HttpBackend:
         if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
             raise ConfigError(f"judge.base_url={base_url}: give the server's address, such as http://HOST:8000/v1")
         self.model, self.address = model, url
-        sampling = {
+        sampling: dict[str, Any] = {
             "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "response_format": "json_schema",
         }  # fmt: skip
         extra = {name: _as_json(name, text) for name, text in (request or {}).items()}
         self._dropped = {name for name, value in extra.items() if value is None}
         self._extra = {name: value for name, value in extra.items() if value is not None}
-        self.sampling = {name: value for name, value in {**sampling, **extra}.items() if name not in self._dropped}
-        if "seed" in self._dropped:
-            self.sampling["seed"] = None
+        left = {name: value for name, value in {**sampling, **extra}.items() if name not in self._dropped}
+        # A judge without seed is another judge than one with it.
+        self.sampling: Mapping[str, Any] = left | ({"seed": None} if "seed" in self._dropped else {})
         self._key = _key(key_env)
         self._timeout = timeout
         self._client: httpx.AsyncClient | None = None
