@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["KINDS", "LEAST_CHANGE", "AnchorScene", "anchor_clip", "changed_share"]
+if TYPE_CHECKING:
+    import PIL.Image
+
+__all__ = ["KINDS", "LEAST_CHANGE", "AnchorScene", "anchor_clip", "anchor_strip", "changed_share"]
 
 Clip = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -70,6 +74,21 @@ def anchor_clip(scene: AnchorScene, kind: str, others: Sequence[AnchorScene]) ->
     if clip is None or (kind != "A1" and changed_share(clip, scene.truth) < LEAST_CHANGE):
         return None
     return np.ascontiguousarray(clip)
+
+
+def anchor_strip(scenes: Sequence[AnchorScene], number: int, frames: int = 8, cell: int = 96) -> PIL.Image.Image:
+    """A film strip of one scene: its source, then every kind of clip that shows its fault, over time."""
+    import torch
+
+    from ivedit.media import film_strip
+
+    scene = scenes[number]
+    rows = {"source": torch.from_numpy(np.ascontiguousarray(scene.source))}
+    for kind, what in KINDS.items():
+        clip = anchor_clip(scene, kind, scenes)
+        if clip is not None and kind != "A0":
+            rows[f"{kind} {what}"] = torch.from_numpy(clip)
+    return film_strip(rows, frames, title=f'"{scene.instruction}"', cell=cell)
 
 
 def changed_share(one: Clip, other: Clip) -> float:

@@ -150,7 +150,9 @@ class Oracle:
         for height, width in self._sizes:  # shown enlarged by a whole factor, pixel by pixel
             factor = shown.shape[0] // height
             small = shown[::factor, ::factor] if factor else shown
-            if small.shape[:2] == (height, width) and (np.kron(small, np.ones((factor, factor, 1))) == shown).all():
+            if small.shape[:2] != (height, width):
+                continue
+            if factor == 1 or (np.kron(small, np.ones((factor, factor, 1), np.uint8)) == shown).all():
                 return small
         raise Violation(f"a picture of size {shown.shape[:2]} is none of {sorted(self._sizes)} enlarged")
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivedit.errors import ConfigError, IveditError
-from ivedit.judge.anchor_clips import KINDS, LEAST_CHANGE, AnchorScene, anchor_clip, changed_share
+from ivedit.judge.anchor_clips import KINDS, LEAST_CHANGE, AnchorScene, anchor_clip, anchor_strip, changed_share
 from ivedit.judge.anchor_scenes import MaskedClip, MaskedScenes, sprite_scenes
 from ivedit.sprites import parse_instruction
 from tests.judge.moving_photographs import panned, panned_clips
@@ -179,3 +179,12 @@ def test_a_true_edit_without_words_or_without_effect_cannot_serve():
         clip,
     ])
     assert [reason.split(":")[0] for reason in found.reasons] == ["silent", "equal"]
+
+
+def test_a_film_strip_shows_the_source_and_every_kind_that_shows_its_fault():
+    whole = anchor_strip(SPRITES, 0, frames=4)
+    scene = SPRITES[0]
+    still = replace(scene, truth=np.repeat(scene.truth[:1], 17, axis=0))
+    less = anchor_strip([still, *SPRITES[1:]], 0, frames=4)  # nothing moves: neither A5 nor A6 shows
+    row = (whole.height - less.height) // 2
+    assert 64 <= row <= 80 and whole.height >= 9 * row

@@ -79,7 +79,7 @@ def test_a_judge_that_answers_the_same_to_everything_is_valid_for_nothing():
 
 def test_photographs_of_a_user_serve_as_anchors_too():
     scenes = list(MaskedScenes(panned_clips(8)))
-    oracle = Oracle()
+    oracle = Oracle(moments=4)
     result = asked(oracle, scenes=scenes)
     assert oracle.violations == []
     for one in result.verdicts:

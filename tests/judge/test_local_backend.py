@@ -16,7 +16,7 @@ from ivedit.judge.backends.base import Repair
 from ivedit.judge.backends.local import LocalBackend, model_digest
 from ivedit.judge.cases import Case
 from ivedit.judge.judgements import Asking
-from ivedit.judge.protocol import METRICS, Metric, questions, show_edit
+from ivedit.judge.protocol import METRICS, Metric, question_key, questions, show_edit
 from ivedit.judge.record import Record
 from ivedit.judge.runner import judge
 from ivedit.judge.showing import Shown
@@ -170,6 +170,16 @@ def test_a_folder_that_is_no_judge_is_refused_with_the_reason(folder, tmp_path, 
     with pytest.raises(ConfigError, match=words) as error:
         LocalBackend(place)
     assert str(error.value).startswith(f"judge.path={place}: ") and "\n" not in str(error.value)
+
+
+def test_weights_in_half_precision_read_pictures_in_it_and_are_another_judge(folder):
+    half = LocalBackend(folder, dtype="bfloat16", max_tokens=4)
+    question = one(noise(3), "AA")
+    assert half._inputs(question, None)["pixel_values"].dtype == torch.bfloat16
+    assert ask(half, question).text is not None
+    plain = LocalBackend(folder, max_tokens=4)
+    assert half.sampling != plain.sampling
+    assert question_key(question, half.model, half.sampling) != question_key(question, plain.model, plain.sampling)
 
 
 def test_torchvision_is_not_needed(folder):

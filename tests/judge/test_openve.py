@@ -81,10 +81,10 @@ def test_a_failed_judgement_fails_in_every_part():
 
 def test_a_judge_that_knows_is_proven_for_this_protocol_too():
     scenes = sprite_scenes(40)
-    oracle = Oracle(moments=4)
+    oracle = Oracle(moments=2)
     for scene in scenes:
         oracle.tell(scene.source, scene.truth)
-    asking = Asking(repeats=1, attempts=1, shown=Shown(frames=4, smallest=64))
+    asking = Asking(repeats=1, attempts=1, shown=Shown(frames=2, smallest=64))
     with OracleServer(oracle) as server:
         backend = HttpBackend(server.url, "oracle-1")
         result = judge_anchors(AnchorCases(scenes, ["OVE"]), [OPENVE], backend, None, asking)

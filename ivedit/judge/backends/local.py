@@ -118,7 +118,7 @@ class LocalBackend:
             messages.append({"role": role, "content": [{"type": "text", "text": text}]})
         text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         pictures = [PIL.Image.open(io.BytesIO(part.png)) for part in question.images]
-        return self._processor(text=[text], images=pictures, return_tensors="pt").to(self._device)
+        return self._processor(text=[text], images=pictures, return_tensors="pt").to(self._device, self._model.dtype)
 
 
 def model_digest(folder: Path) -> str:
