@@ -28,8 +28,8 @@ from optuna.trial import TrialState
 
 from ivedit.errors import ConfigError, IveditError
 from ivedit.sweeping import proposals
-from ivedit.sweeping.slots import Slots
-from ivedit.sweeping.spec import Stage, changes
+from ivedit.sweeping.slots import Slots, slot_of
+from ivedit.sweeping.spec import Stage, changed_message, changes
 from ivedit.sweeping.storage import StorageFailed, open_storage, shown, storage_errors
 
 __all__ = ["DUPLICATE", "FilledStudy", "patient"]
@@ -88,6 +88,7 @@ class FilledStudy:
         """
         made = self._make_study()
         if not made:
+            self._refuse_other_cells()
             self._let_others_fill()
         self._top_up(alone=made)
 
@@ -134,10 +135,16 @@ class FilledStudy:
             about = study.user_attrs
             if (about.get("sweep"), about.get("stage")) == (self.stage.sweep, self.stage.name):
                 lines = changes(about.get("definition", {}), self.stage.definition)
-                raise ConfigError(
-                    f"{self.where} holds the sweep {self.stage.sweep} with other settings ({'; '.join(lines)}): "
-                    "give this one a new name=, or take the change back"
-                )
+                raise ConfigError(changed_message(self.where, lines))
+
+    def _refuse_other_cells(self) -> None:
+        """Seeds are no part of a grid's definition, so that some can be appended; the cells before must be the same."""
+        cells = self.stage.cells or ()
+        for trial in self._storage.get_all_trials(self._number, deepcopy=False):
+            slot, label = slot_of(trial), trial.user_attrs.get("label")
+            if slot is not None and slot < len(cells) and label not in (None, cells[slot].label):
+                change = f"slot {slot}: {label} -> {cells[slot].label}; seeds can only be appended"
+                raise ConfigError(changed_message(self.where, [change]))
 
     def _find_study(self) -> bool:
         try:

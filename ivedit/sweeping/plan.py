@@ -12,7 +12,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -24,7 +23,7 @@ from ivedit.errors import ConfigError, IveditError
 from ivedit.recording import telling
 from ivedit.runfolder import redact, write_json_atomic, write_text_atomic
 from ivedit.sweeping.parse import RECORD
-from ivedit.sweeping.spec import Arm, Cell, SlotResult, Stage, Sweep, changes
+from ivedit.sweeping.spec import Arm, Cell, SlotResult, Stage, Sweep, changed_message, changes
 
 __all__ = [
     "FINAL", "SEARCH", "TUNE", "build_stage", "choose", "keep_definition", "stages", "sweep_yaml", "undecided_stage",
@@ -230,13 +229,3 @@ def keep_definition(sweep: Sweep) -> None:
 def sweep_yaml(sweep: Sweep) -> str:
     """The sweep as a file that ``sweep=./FILE.yaml`` reads back to the same sweep; passwords are left out."""
     return redact(yaml.safe_dump(dict(sweep.definition), sort_keys=False, allow_unicode=True, width=120))
-
-
-def changed_message(place: Path | str, different: Sequence[str]) -> str:
-    """The one message about results of another definition: what changed and both ways out."""
-    different = list(dict.fromkeys(different))
-    shown = "; ".join(different[:6]) + (f"; and {len(different) - 6} more" if len(different) > 6 else "")
-    return (
-        f"{place} holds a sweep with another definition, and their results must not mix: {shown}. "
-        "Give this one a name of its own (name=NEW), or restore what changed to continue the old one"
-    )

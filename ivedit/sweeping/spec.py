@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from ivedit.config.fields import show
 
 __all__ = [
     "Arm", "Cell", "Choice", "Comparison", "Objective", "PriorStudy", "PrunerSpec", "Range", "SamplerSpec",
-    "SlotResult", "Stage", "Sweep", "Tune", "changes", "definition_hash",
+    "SlotResult", "Stage", "Sweep", "Tune", "changed_message", "changes", "definition_hash",
 ]  # fmt: skip
 
 Direction = Literal["maximize", "minimize"]
@@ -312,3 +312,13 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
         elif old != new:
             lines.append(f"{place}: {show(old)} -> {show(new)}")
     return lines
+
+
+def changed_message(place: Path | str, different: Sequence[str]) -> str:
+    """The one message about results of another definition: what changed and both ways out."""
+    different = list(dict.fromkeys(different))
+    shown = "; ".join(different[:6]) + (f"; and {len(different) - 6} more" if len(different) > 6 else "")
+    return (
+        f"{place} holds a sweep with another definition, and their results must not mix: {shown}. "
+        "Give this one a name of its own (name=NEW), or restore what changed to continue the old one"
+    )

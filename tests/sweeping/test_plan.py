@@ -300,6 +300,26 @@ def test_a_changed_space_is_named_and_raising_n_trials_is_no_change():
         keep_definition(make(GRID))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["seeds=[0,5,2]"], "slot 2: imvideoedit-seed1 -> imvideoedit-seed5"),
+        (["train.max_steps=6"], "train.max_steps: 5 -> 6"),
+    ],
+)
+def test_machines_without_a_common_folder_cannot_mix_two_sweeps_in_one_storage(arguments: list[str], said: str):
+    from ivedit.sweeping.study import StudyStore
+
+    def store(sweep: Sweep) -> StudyStore:
+        return StudyStore(build_stage(sweep, FINAL, lambda _: ()), "sqlite:///shared.db", sweep.folder)
+
+    store(make(GRID, "output_dir=one")).prepare()
+    store(make(GRID, "output_dir=two", "seeds=[0,1,2,3]")).prepare()
+    with pytest.raises(ConfigError) as refused:
+        store(make(GRID, "output_dir=two", *arguments)).prepare()
+    assert said in str(refused.value) and "shared.db" in str(refused.value) and "name=NEW" in str(refused.value)
+
+
 def test_a_damaged_record_is_no_permission_to_start_over(tmp_path: Path):
     keep_definition(make(GRID))
     (tmp_path / "runs" / "mine" / "definitions.json").write_text("{")
