@@ -3,7 +3,7 @@
 It goes down ``loss = (lr - 0.1)^2 + seed / 1000`` by steps, so that every value is a function of the settings and the
 step, however often the run was cut and continued. Files in the working directory tell it more: ``hold`` (a step: wait
 after it until the file is gone or somebody asks the run to stop), ``deaf`` (holding, it does not listen), ``fail-NAME``
-(raise its text, where NAME is the run's), ``nan-NAME`` (no success).
+(raise its text, where NAME is the run's), ``nan-NAME`` (no success), ``pause`` (seconds a step).
 """
 
 import json
@@ -33,6 +33,7 @@ def light(cfg, run, tracker):
     with open(run.path / "starts.txt", "a") as file:
         file.write(f"{start} {os.getpid()} {os.environ['OMP_NUM_THREADS']}\n")
     for step in range(start + 1, steps + 1):
+        time.sleep(float(told("pause") or 0))
         loss = (cfg.train.lr - 0.1) ** 2 + cfg.seed / 1000 + 1 / step
         if told(f"fail-{cfg.name}"):
             raise RuntimeError(told(f"fail-{cfg.name}"))
