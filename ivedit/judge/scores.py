@@ -71,7 +71,7 @@ class JudgeTable:
             state = self.verdicts[metric].state
             return metric if state == VALID else f"{metric} ({state})"
         name = metric.replace("_", ", ")
-        doubtful = [other for other, verdict in self.verdicts.items() if verdict.state != VALID]
+        doubtful = [other for other in METRICS if self.verdicts[other].state != VALID]
         broken = [other for other in doubtful if self.verdicts[other].state == NOT_VALID]
         if broken:
             return f"{name} (not valid: {', '.join(broken)})"
