@@ -16,9 +16,9 @@ from torch import Tensor
 from ivedit.evaluation.gates import GateSample, GateScores
 from ivedit.evaluation.scoring import Kept
 from ivedit.evaluation.summary import in_order
-from ivedit.media import can_write_video, film_strip, side_by_side, write_video
+from ivedit.media import can_write_video, film_strip, side_by_side, to_pil, write_video
 
-__all__ = ["write_gate_pictures", "write_media", "write_success_chart"]
+__all__ = ["FRAMES", "write_gate_pictures", "write_media", "write_success_chart"]
 
 log = logging.getLogger("ivedit.evaluation")
 
@@ -27,11 +27,16 @@ STRIP_FRAMES = 6
 STRIP_CELL = 128
 GATE_BLOCKS = 4
 
+FRAMES = "frames"
+"""Folder under media/ with bare frames: ``<clip>-source.png``, ``<clip>-edit.png`` (the run's own) and
+``<clip>-truth.png``, a row of `STRIP_FRAMES` each, from which a page puts the edits of many runs under one source."""
+
 
 def write_media(folder: Path, kept: Kept, editors: Sequence[str], results: Mapping[str, Any]) -> dict[str, Path]:
     """A film strip and a side-by-side mp4 of each kept clip: source, each editor's edit, truth.
 
-    Without editors the frozen backbone's clip stands in the middle, when it is a row. Returns {key: file}.
+    Without editors the frozen backbone's clip stands in the middle, when it is a row. Returns {key: file}. The bare
+    frames of the first editor go to `FRAMES` beside them.
     """
     shown = [name for name in editors if name in kept.edits] or [name for name in ("frozen",) if name in kept.edits]
     written: dict[str, Path] = {}
@@ -43,6 +48,7 @@ def write_media(folder: Path, kept: Kept, editors: Sequence[str], results: Mappi
         stem = f"{number:02d}-{clip['operation']}"
         rows = {"source": source, **{name: kept.edits[name][number] for name in shown}, "truth": truth}
         title = f'{clip["operation"].replace("_", " ")}: "{clip["instruction"]}"   (edited / kept PSNR)'
+        _write_frames(folder / FRAMES, stem, source, kept.edits[shown[0]][number] if shown else None, truth)
         labelled = {_marked(name, results["rows"], number): pixels for name, pixels in rows.items()}
         strip = film_strip(labelled, STRIP_FRAMES, title=title, cell=STRIP_CELL)
         path = folder / f"strip-{stem}.png"
@@ -51,6 +57,15 @@ def write_media(folder: Path, kept: Kept, editors: Sequence[str], results: Mappi
         if videos and len(source) > 1:
             written[f"clip-{stem}"] = write_video(folder / f"clip-{stem}.mp4", side_by_side(rows), FPS)
     return written
+
+
+def _write_frames(folder: Path, stem: str, source: Tensor, edit: Tensor | None, truth: Tensor) -> None:
+    """Each clip's frames, evenly spread, beside each other at their own size."""
+    folder.mkdir(exist_ok=True)
+    picked = np.unique(np.linspace(0, len(source) - 1, STRIP_FRAMES).round().astype(int))
+    for name, pixels in (("source", source), ("edit", edit), ("truth", truth)):
+        if pixels is not None:
+            to_pil(torch.cat([pixels[number] for number in picked], dim=-1)).save(folder / f"{stem}-{name}.png")
 
 
 def _marked(name: str, rows: Mapping[str, Any], number: int) -> str:

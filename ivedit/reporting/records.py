@@ -17,10 +17,13 @@ from ivedit.errors import IveditError
 from ivedit.recording import config_hash, read_record
 from ivedit.runfolder import RunFolder, list_gpus
 
-__all__ = ["HEADLINE", "NothingToReport", "load_records", "open_run", "record_name", "record_of"]
+__all__ = ["HEADLINE", "SWEEP_PREFIX", "NothingToReport", "load_records", "open_run", "record_name", "record_of"]
 
 RECORD = 1
 """Version of a record."""
+
+SWEEP_PREFIX = "sweep-"
+"""Begins the names of sweeps' records, which are reported one by one and not among runs."""
 
 HEADLINE = ("edited_psnr", "kept_psnr", "success")
 
@@ -58,7 +61,7 @@ def load_records(path: Path) -> list[dict[str, Any]]:
     from ivedit.experiments import names
 
     known = names()
-    found = [_read_record(file) for file in files]
+    found = [_read_record(file) for file in files if not file.name.startswith(SWEEP_PREFIX)]
     return sorted(found, key=lambda r: known.index(r["experiment"]) if r["experiment"] in known else len(known))
 
 

@@ -8,6 +8,7 @@ its pairs. Images and texts are encoded once and kept, so the VAE and the text e
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -40,9 +41,7 @@ def count_flops(cfg: Any, backbone: Backbone | None = None) -> dict[str, int]:
         IveditError: a backbone that cannot be loaded, an editor that does not fit it.
     """
     if backbone is None:
-        backbone = Backbone.load(
-            cfg.backbone.path, dtype="float32", text_length=cfg.text.length, components=("transformer",)
-        )
+        backbone = _load(cfg.backbone.path, cfg.text.length)
     editor = build_editor(cfg.editor, backbone, seed=_SEED)
     # the fused attention of a CPU is not counted in every torch; the plain one is, with the same products
     with sdpa_kernel(SDPBackend.MATH):
@@ -52,6 +51,11 @@ def count_flops(cfg: Any, backbone: Backbone | None = None) -> dict[str, int]:
     pairs = train.batch_size * train.accumulate * train.devices * train.nodes
     branches = 1 if cfg.sampling.guidance == 1 else 2
     return {"training_step": step * pairs, "sampling_step": sampling * branches, "sampling_source": source}
+
+
+@lru_cache(maxsize=1)  # the arms of a sweep share one
+def _load(path: str, text_length: int | None) -> Backbone:
+    return Backbone.load(path, dtype="float32", text_length=text_length, components=("transformer",))
 
 
 def _training_pair(cfg: Any, backbone: Backbone, editor: Editor) -> int:

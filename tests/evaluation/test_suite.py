@@ -10,6 +10,8 @@ from ivedit.editor import build_editor
 from ivedit.errors import ConfigError
 from ivedit.evaluation import evaluate, format_table, quick_scores
 from ivedit.evaluation.clips import held_out_clips
+from ivedit.evaluation.finished import score_finished
+from ivedit.evaluation.manifest import read_manifest
 from ivedit.evaluation.metrics import METRICS
 from ivedit.recording import Tracker, read_images
 from ivedit.runfolder import RunFolder
@@ -127,6 +129,18 @@ def test_the_triage_table_has_its_three_sets_the_ceiling_and_the_one_step_estima
     assert entry["image_minus_video"]["n"] == 9
 
 
+def test_the_frames_of_the_runs_own_edit_lie_apart_at_their_own_size(done):
+    """A sweep's page puts many runs' edits of one clip under one source."""
+    import PIL.Image
+
+    _, run, _ = done
+    frames = run.media / "frames"
+    own = {path.name for path in frames.glob("00-*")}
+    assert own == {f"00-recolour-{kind}.png" for kind in ("source", "edit", "truth")}
+    sizes = {PIL.Image.open(frames / name).size for name in own}
+    assert len(sizes) == 1 and (size := sizes.pop())[0] == 5 * size[1]  # all 5 frames of a square clip
+
+
 def test_gates_are_scored_per_block_and_sigma_and_a_variant_without_gate_is_skipped(done):
     _, run, results = done
     gate = results["gate"]["tiny"]
@@ -140,7 +154,7 @@ def test_pictures_and_videos_are_written_and_logged(done):
     from ivedit.media import read_video
 
     _, run, results = done
-    names = {path.name for path in run.media.iterdir()}
+    names = {path.name for path in run.media.iterdir() if path.is_file()}
     assert {"strip-00-recolour.png", "strip-01-reshape.png", "clip-00-recolour.mp4", "success.png"} <= names
     assert any(name.startswith("gate-tiny-") for name in names) and not any("gate-open" in name for name in names)
     assert {f"media/{name}" for name in names} == set(results["media"])
@@ -233,3 +247,20 @@ def test_an_editor_cannot_take_a_controls_name(backbone, editors, tmp_path):
         evaluate(
             config(tmp_path), backbone, {"frozen": editors["tiny"]}, RunFolder(tmp_path), Tracker(RunFolder(tmp_path))
         )
+
+
+def test_edits_that_a_run_keeps_score_the_same_as_a_folder_of_finished_edits(backbone, editors, tmp_path):
+    cfg = config(
+        tmp_path, controls=["source_copy", "vae_ceiling", "still_clip"], save_edits=True, triage=False, gate_maps=False
+    )
+    run = RunFolder.create(cfg)
+    results = evaluate(cfg, backbone, {"tiny": editors["tiny"]}, run, Tracker(run))
+    manifest = read_manifest([run.path / "edits"])
+    assert manifest.methods == ["tiny", "vae_ceiling"]  # the still clip is another clip; the source is in every table
+    again = score_finished(manifest, cfg.evaluation)
+    assert [clip["instruction"] for clip in again["clips"]] == [clip["instruction"] for clip in results["clips"]]
+    for row in ("tiny", "vae_ceiling", "source_copy"):
+        ours, theirs = (found["rows"][row]["per_clip"] for found in (results, again))
+        assert set(ours) == set(theirs)
+        for name in ours:
+            assert ours[name] == pytest.approx(theirs[name], abs=2e-5, nan_ok=True), (row, name)
