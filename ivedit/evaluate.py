@@ -75,7 +75,7 @@ class Sources:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    given = _parser().parse_args(words)
+    given = _parser().parse_intermixed_args(words)
     try:
         places, settings = _split(given.source)
         sources = _sort(places, given)
@@ -113,8 +113,10 @@ def _parser() -> argparse.ArgumentParser:
         "clip of this evaluation set: openve, ivebench, five or davis")
     add("--fit", action="store_true", help="cut and scale sources, truths and masks to the edits, in place of refusing")
     add("--judge", type=Path, metavar="FILE", help="YAML with settings of the section judge")
-    add("--anchors", nargs="?", const="sprites", metavar="CLIPS", help="first judge clips with known faults, made from "
-        "sprites, or from the masked clips of a manifest's folder or davis=PATH; without SOURCE nothing else")
+    add("--anchors", action="store_true", help="first judge clips with known faults, to see whether to believe the "
+        "judge; without SOURCE nothing else")
+    add("--anchors-from", metavar="CLIPS", default="sprites", help="what to make them from: sprites (default), the "
+        "clips with mask and true edit of a manifest's folder, or davis=PATH")
     add("--record", type=Path, metavar="FILE", help="keep the judge's replies here and find them again "
         "(default: artifacts/judge.jsonl in the output folder); the same as judge.record")
     add("--dry-run", action="store_true", help="check everything, say what the judge would cost, and stop")
@@ -242,7 +244,7 @@ def _dry_run(cfg: Config, given: argparse.Namespace, manifest: Manifest | None) 
         print(f"{clips} clips of {methods} method{'s' if methods > 1 else ''}: all files are there and fit")
     elif not given.anchors:
         raise ConfigError("--dry-run counts from finished edits; these editors have made none yet")
-    for line in plan(cfg, manifest, anchors=given.anchors):
+    for line in plan(cfg, manifest, anchors=given.anchors_from if given.anchors else None):
         print(line)
     return 0
 
@@ -284,7 +286,7 @@ def _evaluate(
     device = _device(given.device)
     tracker.log_tags({"sources": " ".join(given.source)})
     if given.anchors:
-        log.info("%s", prove_judge(cfg, given.anchors, run, tracker))
+        log.info("%s", prove_judge(cfg, given.anchors_from, run, tracker))
     if sources.editors:
         _produce(cfg, sources.editors, run, device)
         manifest = read_manifest([run.path / "edits"])

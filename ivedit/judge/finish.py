@@ -97,7 +97,7 @@ def plan(cfg: Config, manifest: Manifest | None, *, anchors: str | None) -> Iter
     if cfg.judge.backend == "none":
         yield "no judge: judge.backend=none"
         return
-    record = Path(cfg.judge.record or "").expanduser()
+    record = Path(cfg.judge.record).expanduser() if cfg.judge.record else None
     if anchors:
         from ivedit.judge.proving import anchor_plan
 

@@ -70,9 +70,10 @@ class Judged:
     markdown: str = ""
 
 
-def judge_plan(manifest: Manifest, settings: JudgeConfig, record: Path) -> str:
+def judge_plan(manifest: Manifest, settings: JudgeConfig, record: Path | None) -> str:
     """What `judge_manifest` will cost, in words; nobody is asked."""
-    backend, kept, asking = build_backend(settings, asks=False), read_record(record), asking_of(settings)
+    backend, asking = build_backend(settings, asks=False), asking_of(settings)
+    kept = read_record(record) if record else None
     cases = ManifestCases(manifest)
     said = estimate(cases, metrics_of(settings), backend, kept, asking).text()
     if settings.pairwise:

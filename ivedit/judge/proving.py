@@ -73,12 +73,12 @@ def prove(settings: JudgeConfig, where: str, record: Path, place: Path) -> str:
     return "\n".join([head, verdicts_text(verdicts), *left_out])
 
 
-def anchor_plan(settings: JudgeConfig, where: str, record: Path) -> str:
+def anchor_plan(settings: JudgeConfig, where: str, record: Path | None) -> str:
     """What `prove` will cost, in words; nobody is asked."""
     metrics = metrics_of(settings)
     cases = AnchorCases(anchor_scenes(where), [m.name for m in metrics if m.name in RELATIONS])
     backend = build_backend(settings, asks=False)
-    return estimate(cases, metrics, backend, read_record(record), asking_of(settings), needs).text()
+    return estimate(cases, metrics, backend, read_record(record) if record else None, asking_of(settings), needs).text()
 
 
 class _Clips(Sequence[MaskedClip]):

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 
 from ivedit.evaluation.clips import held_out_clips
 from ivedit.evaluation.metrics import (
+    MOVES_OTHERWISE,
     FlickerRatio,
+    MotionAgreement,
     MotionRatio,
     Reference,
     SharpnessRatio,
@@ -119,10 +121,10 @@ def test_blur_is_below_1_noise_above_and_the_true_edit_exactly_1(reference):
 def test_what_cannot_be_measured_has_no_value(reference):
     still = frozen(reference.source)
     standing = Reference(still, still, torch.zeros_like(reference.mask))
-    for metric in (MotionRatio, FlickerRatio):
+    for metric in (MotionRatio, FlickerRatio, MotionAgreement):
         assert value(metric(), reference.target, standing).isnan().all()
     one = Reference(reference.source[:, :1], reference.target[:, :1], reference.mask[:, :1])
-    for metric in (WarpError, MotionRatio, FlickerRatio):
+    for metric in (WarpError, MotionRatio, FlickerRatio, MotionAgreement):
         assert value(metric(), one.target, one).isnan().all()
     flat = torch.full_like(reference.source, 0.5)
     assert value(SharpnessRatio(), reference.target, Reference(flat, flat, reference.mask)).isnan().all()
@@ -133,3 +135,54 @@ def test_sharpness_of_a_ramp_is_its_slope():
     half = ramp / 2
     reference = Reference(ramp, ramp, torch.zeros(1, 1, 1, 33, 33))
     assert value(SharpnessRatio(), half, reference).item() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_agreement_is_1_for_new_colours_0_when_frozen_and_between_when_out_of_order():
+    whole = next(held_out_clips("test", 12, operations=["recolour", "background_colour"]).batches(12)).reference
+    kept = value(MotionAgreement(), whole.target, whole)
+    moving = ~kept.isnan()
+    assert (kept[moving] > 0.95).all()
+    assert value(MotionAgreement(), whole.source, whole)[moving].tolist() == pytest.approx([1] * int(moving.sum()))
+    assert (value(MotionAgreement(), frozen(whole.target), whole)[moving] == 0).all()
+    mixed = value(MotionAgreement(), shuffled(whole.target), whole)[moving]
+    assert (mixed < kept[moving]).all()
+    assert (value(MotionAgreement(), whole.target.flip(1), whole)[moving] < MOVES_OTHERWISE).float().mean() > 0.7
+
+
+def test_agreement_of_two_squares_is_the_cosine_of_where_they_move():
+    source, edited = torch.zeros(1, 3, 3, 64, 64), torch.zeros(1, 3, 3, 64, 64)
+    source[:, 1, :, 8:24, 8:24] = 1  # appears and vanishes: moves in both steps, alone in its cells
+    edited[:, 1, :, 8:24, 8:24] = 1
+    edited[:, 1, :, 40:56, 40:56] = 1  # as large again, elsewhere
+    reference = Reference(source, source, torch.zeros(1, 3, 1, 64, 64))
+    assert value(MotionAgreement(), edited, reference).item() == pytest.approx(0.5**0.5, abs=1e-6)
+
+
+def test_large_frames_are_measured_as_small_ones_are_whatever_the_chunks(monkeypatch):
+    from ivedit.evaluation.metrics import base
+
+    torch.manual_seed(0)
+    clip = F.interpolate(torch.rand(6, 3, 30, 40), (360, 480), mode="bilinear")[None]
+    edited = (clip + 0.1 * torch.rand_like(clip)).clamp(0, 1)
+    metrics = (WarpError, MotionRatio, FlickerRatio, SharpnessRatio, MotionAgreement)
+    found = []
+    for pixels in (1 << 21, 1):
+        monkeypatch.setattr(base, "_CHUNK_PIXELS", pixels)
+        reference = Reference(clip, clip, torch.zeros(1, 6, 1, 360, 480))
+        found.append(torch.cat([value(metric(), edited, reference) for metric in metrics]))
+    torch.testing.assert_close(*found, equal_nan=True)
+
+
+def test_the_flow_of_a_large_frame_is_halved_and_still_its_motion():
+    torch.manual_seed(0)
+    ground = F.interpolate(torch.rand(1, 3, 40, 60), (420, 620), mode="bicubic").clamp(0, 1)
+    clip = torch.stack([ground[..., 3 * t : 400 + 3 * t, 5 * t : 600 + 5 * t] for t in range(3)], dim=1)
+    flow = source_flow(clip)
+    assert flow.backward.shape == (1, 2, 2, 400, 600) and flow.visible.shape == (1, 2, 1, 400, 600)
+    inner = flow.backward[..., 40:-40, 40:-40]
+    assert inner[:, :, 0].mean().item() == pytest.approx(5, abs=0.1)
+    assert inner[:, :, 1].mean().item() == pytest.approx(3, abs=0.1)
+    assert flow.visible[..., 40:-40, 40:-40].float().mean() > 0.95
+    reference = Reference(clip, clip, torch.zeros(1, 3, 1, 400, 600))
+    assert value(WarpError(), clip, reference).item() < 0.02
+    assert value(WarpError(), clip[:, [2, 0, 1]].contiguous(), reference).item() > 0.05

@@ -88,7 +88,7 @@ def test_success_needs_both_regions_above_their_thresholds():
     assert score(EditSuccess(30, 15), slightly, reference).tolist() == [0]
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 3, 32, 32), (1, 2, 3, 24, 40)])
+@pytest.mark.parametrize("shape", [(2, 3, 3, 32, 32), (1, 2, 3, 24, 40), (1, 2, 3, 150, 131)])
 def test_the_ssim_map_equals_torchmetrics(shape):
     generator = torch.Generator().manual_seed(1)
     left = torch.rand(shape, generator=generator)
@@ -156,3 +156,22 @@ def test_what_does_not_belong_together_is_refused():
         Reference(reference.source, reference.target - 1, reference.mask)
     with pytest.raises(ValueError, match="edited or kept"):
         reference.region("other")
+
+
+def test_without_a_true_edit_the_edited_region_has_no_value_and_the_kept_one_is_the_sources():
+    known = clips()
+    reference = Reference(known.source, known.source, known.mask, truth=torch.tensor([False, False]))
+    for metric in (RegionPSNR("edited"), RegionSSIM("edited"), EditSuccess(), FramePSNR("edited")):
+        assert score(metric, known.target, reference).isnan().all()
+    assert score(RegionPSNR("kept"), known.target, reference).tolist() == [CAP_DB] * 2
+    some = Reference(known.source, known.target, known.mask, truth=torch.tensor([True, False]))
+    assert score(RegionPSNR("edited"), known.target, some).isnan().tolist() == [False, True]
+    with pytest.raises(ValueError, match="truth must be"):
+        Reference(known.source, known.target, known.mask, truth=torch.tensor([1, 0]))
+
+
+def test_erosion_on_a_cpu_equals_the_definition():
+    region = torch.rand(1, 2, 1, 30, 27, generator=torch.manual_seed(1)) > 0.05
+    padded = torch.nn.functional.pad(region.float(), (2, 2, 2, 2), value=1.0)
+    windows = padded.unfold(3, 5, 1).unfold(4, 5, 1)
+    assert torch.equal(erode(region, 5), (windows == 1).all(dim=-1).all(dim=-1))
