@@ -27,6 +27,7 @@ from ivedit.sweeping.claims import Outcome
 from ivedit.sweeping.devices import Place, share_out
 from ivedit.sweeping.live import Board, summary
 from ivedit.sweeping.outcome import read_outcome, study_of
+from ivedit.sweeping.plan import keep_definition
 from ivedit.sweeping.records import SweepRecorder
 from ivedit.sweeping.spec import Sweep
 from ivedit.sweeping.stages import Stages
@@ -84,6 +85,7 @@ def launch(
     count = workers or sweep.workers
     places = [Place()] * count if sweep.launcher == "slurm" else share_out(sweep, count, _accelerators(sweep))
     try:
+        keep_definition(sweep)
         with log_to(sweep.folder):
             stages, recorder = prepare(sweep)
             orders = [
@@ -148,7 +150,8 @@ def _watch(
         asked += 1
         crew.stop(asked)
 
-    log.info("%d workers on %s", len(orders), "; ".join(dict.fromkeys(str(order.place) for order in orders)))
+    places = dict.fromkeys("SLURM" if sweep.launcher == "slurm" else str(order.place) for order in orders)
+    log.info("%d worker%s on %s", len(orders), "s" if len(orders) > 1 else "", "; ".join(places))
     try:
         with _handling((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), on_signal):
             told = 0
@@ -217,7 +220,7 @@ def _crew(sweep: Sweep, orders: Sequence[Orders]) -> Crew:
     if sweep.launcher == "slurm":
         from ivedit.sweeping.slurm import SlurmCrew
 
-        return SlurmCrew(sweep, orders)
+        return SlurmCrew(sweep, orders, _accelerators(sweep))
     return LocalCrew(orders)
 
 

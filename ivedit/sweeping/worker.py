@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -61,7 +62,8 @@ class Orders:
     """What a launcher tells a worker.
 
     ``sweep_id`` and ``parent_run`` tie the children's MLflow runs to the sweep's; ``environment`` are variables of all
-    children (the tracking store's address).
+    children (the tracking store's address). ``stop_file``: asks the worker to stop once it is there, for workers
+    that no signal reaches; ``2`` in it means at once.
     """
 
     sweep: Sweep
@@ -70,17 +72,19 @@ class Orders:
     sweep_id: str = ""
     parent_run: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    stop_file: Path | None = None
 
 
-def work(orders: Orders) -> tuple[int, str | None]:
+def work(orders: Orders, begun: Callable[[SlotWorker], None] = lambda _: None) -> tuple[int, str | None]:
     """A worker from start to end, in a process of its own: its exit code, and the one line to tell when that is 1.
 
     0: nothing is left to do; 1: something that concerns the whole sweep, such as a storage that does not answer or a
-    full disk; 130: it was asked to stop.
+    full disk; 130: it was asked to stop. ``begun`` is called with the worker before it starts.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to hear; it sends SIGTERM
     worker = SlotWorker(orders)
     signal.signal(signal.SIGTERM, worker.on_signal)
+    begun(worker)
     with log_to(orders.sweep.folder):
         try:
             return worker.run(), None
@@ -136,6 +140,7 @@ class SlotWorker:
         self.me = Worker.here(orders.name)
         self.stops = 0
         self._launcher = os.getppid()
+        self._at_work: tuple[StudyStore, Claim, Child] | None = None
 
     def on_signal(self, number: int, frame: Any) -> None:
         """The first time: stop in order; the second: at once."""
@@ -147,7 +152,21 @@ class SlotWorker:
         if os.getppid() != self._launcher and not self.stops:
             log.info("%s: the launcher is gone, stopping", self.orders.name)
             self.stops = 1
+        if self.orders.stop_file is not None and self.stops < 2 and self.orders.stop_file.exists():
+            self.stops = max(self.stops, 2 if self.orders.stop_file.read_text(encoding="ascii").strip() != "1" else 1)
         return self.stops > 0
+
+    def hand_over(self) -> None:
+        """Have the child keep a checkpoint and give its slot back: this process is about to end."""
+        if self._at_work is None:
+            return
+        store, claim, child = self._at_work
+        child.interrupt()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.process.wait(STOP_SECONDS)
+        child.kill()
+        if store.renew(claim) and read_outcome(claim.run_folder, store.stage.objectives) is None:
+            self._give_back(store, claim, "its worker's time is over", store.stage.folder_name(claim.slot))
 
     def run(self) -> int:
         """Until every stage has ended (0) or this worker is asked to stop (130)."""
@@ -192,6 +211,7 @@ class SlotWorker:
             claim.settings, claim.run_folder, always=self._tracking(stage, claim),
             environment={**self.orders.place.environment(), **self.orders.environment},
         )  # fmt: skip
+        self._at_work = store, claim, child
         log.info("%s: started by %s on %s", what, self.orders.name, socket.gethostname())
         owned = True
         reports = MetricsTail(claim.run_folder, stage.pruner.metric) if stage.pruner else None
@@ -219,6 +239,7 @@ class SlotWorker:
                 child.kill()
             time.sleep(POLL_SECONDS)
         code = child.process.wait()
+        self._at_work = None
         owned = owned and store.renew(claim)  # it may have been the new owner who killed the child
         for step, value in reports.new() if reports is not None and owned else ():
             store.report(claim, step, value)  # what the others are judged against
