@@ -73,9 +73,7 @@ def _do(sweep: Sweep, options: set[str]) -> int:
 
         return report([str(sweep.folder)])
     from ivedit.sweeping.launcher import launch
-    from ivedit.sweeping.plan import keep_definition
 
-    keep_definition(sweep)
     return launch(sweep, workers=sweep.workers)
 
 

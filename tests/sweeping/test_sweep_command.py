@@ -160,3 +160,33 @@ def test_a_server_that_is_not_there_is_one_line_without_the_password(
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and "127.0.0.1:1" in said
     assert "secret" not in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["train.accelerator=cuda"], "GPU"), (["gpus_per_trial=2", "train.devices=2", "train.accelerator=cuda"], "GPU")],
+)
+def test_no_free_gpu_is_told_before_anything_is_written(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main(["sweep=smoke", "tracking.kind=none", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_changed_sweep_is_refused_from_the_command_line_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from ivedit.sweeping.plan import keep_definition
+    from ivedit.sweeping.resolve import resolve
+
+    monkeypatch.chdir(tmp_path)
+    keep_definition(resolve(["sweep=smoke"]))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main(["sweep=smoke", "tracking.kind=none", "tune.space={train.lr: [1e-3]}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "tune.space.train.lr: [0.001, 0.004] -> [0.001]" in error
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
