@@ -361,6 +361,8 @@ def _judge_settings_hold_no_secret(c: Config) -> Iterator[str]:
         yield "judge.key_env takes the name of an environment variable, not the key itself"
     if c.judge.base_url and ("@" in c.judge.base_url or "?" in c.judge.base_url):
         yield "judge.base_url takes no user, password or query; put the key where judge.key_env names it"
+    if any(re.search(r"api_?key|authorization|password|secret", name.lower()) for name in c.judge.request):
+        yield "judge.request takes no key; put it where judge.key_env names it"
 
 
 @rule("judge.metrics", "judge.pairwise")

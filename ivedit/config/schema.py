@@ -308,7 +308,7 @@ class JudgeConfig:
     largest: int = _f(768, "Frames with a longer side above this are shown scaled down to it.", min=16)
     concurrency: int = _f(8, "Questions under way at once.", min=1)
     requests_per_minute: Optional[float] = _f(None, "Calls started in a minute at most; null: no limit.", above=0)
-    attempts: int = _f(5, "Calls for one reply at most, with growing pauses or those that the server asks for.", min=1)
+    attempts: int = _f(6, "Calls for one reply at most, with growing pauses or those that the server asks for.", min=1)
     timeout: float = _f(120.0, "http: seconds for one call.", above=0)
     record: Optional[str] = _f(
         None, "File that keeps every reply and finds it again; null: judge.jsonl in the output folder."

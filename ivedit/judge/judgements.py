@@ -34,7 +34,7 @@ class Asking:
     shown: Shown = field(default_factory=Shown)
     concurrency: int = 8
     per_minute: float | None = None
-    attempts: int = 5
+    attempts: int = 6
     wait: float = 1.0
     returned_model: str | None = None
 

@@ -272,7 +272,7 @@ class _Failed(NoReply):
     """The last attempt failed."""
 
     def __init__(self, error: NoReply, calls: int) -> None:
-        super().__init__(error.reason, final=error.final)
+        super().__init__(error.reason, final=error.final or error.nobody)
         self.calls = calls
 
 

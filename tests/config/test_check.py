@@ -98,7 +98,9 @@ def test_allows(case: str):
     load("imvideoedit", *ALLOWED[case])
 
 
-@pytest.mark.parametrize("setting", ["judge.key_env=sk-very-secret", "judge.base_url=http://me:very-secret@host/v1"])
+@pytest.mark.parametrize("setting", [
+    "judge.key_env=sk-very-secret", "judge.base_url=http://me:very-secret@host/v1", "judge.request={api_key: secret-1}",
+])  # fmt: skip
 def test_a_key_among_the_settings_is_refused_and_not_repeated(setting: str):
     with pytest.raises(ConfigError, match=r"judge\.key_env") as caught:
         load("imvideoedit", setting)

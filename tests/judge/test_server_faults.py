@@ -80,6 +80,7 @@ def test_a_key_comes_from_the_environment_and_stays_out_of_records_even_when_a_s
     ({"key_env": "sk-123-key"}, "names the variable"),
     ({"request": {"stop": "word"}}, "not JSON"),
     ({"request": {"messages": "[]"}}, "messages"),
+    ({"request": {"api_key": '"sk-123"'}}, "key_env"),
 ])  # fmt: skip
 def test_settings_that_cannot_work_are_refused_by_name_and_no_secret_is_repeated(settings, said):
     with pytest.raises(ConfigError, match=said) as refused:
@@ -113,8 +114,10 @@ def test_a_server_that_only_fails_is_left_after_thirty_questions_and_answers_are
 def test_nobody_at_the_address_is_told_in_one_line(tmp_path):
     with FaultServer() as server:
         url = server.url
-    with pytest.raises(IveditError, match="the connection failed"):
-        judge(clips(40), EVERY, HttpBackend(url, MODEL), None, Asking(repeats=1, shown=SMALL, wait=0.001, attempts=2))
+    asking = Asking(repeats=1, shown=SMALL, wait=0.001, attempts=2, concurrency=1)
+    with Record(tmp_path / "r.jsonl") as record, pytest.raises(IveditError, match="the connection failed"):
+        judge(clips(40), EVERY, HttpBackend(url, MODEL), record, asking)
+    assert record.kept.calls == 2  # one question was enough
 
 
 def test_a_dated_name_of_the_model_is_its_own_and_another_model_is_not():

@@ -61,11 +61,14 @@ class NoReply(Exception):
         again: Whether asking once more may help.
         after: Seconds to wait first, where the server said so.
         final: It will fail for every question alike (a wrong key, an unknown model): stop.
+        nobody: Nothing was ever heard from there: stop once the attempts are used up.
     """
 
-    def __init__(self, reason: str, *, again: bool = False, after: float | None = None, final: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, again: bool = False, after: float | None = None, final: bool = False, nobody: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.again, self.after, self.final = reason, again, after, final
+        self.reason, self.again, self.after, self.final, self.nobody = reason, again, after, final, nobody
 
 
 class Backend(Protocol):

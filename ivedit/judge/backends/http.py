@@ -82,6 +82,7 @@ class HttpBackend:
         self.sampling: Mapping[str, Any] = left | ({"seed": None} if "seed" in self._dropped else {})
         self._key = _key(key_env)
         self._timeout = timeout
+        self._heard = False
         self._client: httpx.AsyncClient | None = None
 
     async def close(self) -> None:
@@ -117,7 +118,8 @@ class HttpBackend:
             raise NoReply(f"no reply within {self._timeout:g} s", again=True) from None
         except httpx.RequestError as error:
             reason = self._clean(f"{type(error).__name__}: {error}")
-            raise NoReply(f"the connection failed ({reason})", again=True) from None
+            raise NoReply(f"the connection failed ({reason})", again=True, nobody=not self._heard) from None
+        self._heard = True
         return self._reply(response.status_code, response.headers, content)
 
     def _body(self, question: Question, repair: Repair | None) -> bytes:
@@ -202,6 +204,8 @@ def _key(variable: str | None) -> str | None:
 
 
 def _as_json(name: str, text: str) -> Any:
+    if re.search(r"api_?key|authorization|password|secret", name.lower()):
+        raise ConfigError(f"judge.request names {name}: a key goes into the variable that judge.key_env names")
     if name in ("model", "messages", "stream"):
         raise ConfigError(f"judge.request names {name}, which is not a setting of the sampling; leave it out")
     try:
