@@ -35,7 +35,7 @@ ARMS = ("train.lr=1e-3", "train.lr=2e-3", "train.lr=4e-3", "editor.gate=none")
 REAL = {
     "data.operations": ["background_colour"], "data.pairs": 16, "data.validation_pairs": 4, "train.batch_size": 4,
     "train.max_steps": 6, "train.checkpoint_every": 2, "train.log_every": 1, "train.validate_every": 3,
-    "train.accelerator": "cpu", "editor.width": 32, "sampling.steps": 1, "evaluation.clips": 2,
+    "train.accelerator": "cpu", "editor.width": 64, "sampling.steps": 1, "evaluation.clips": 2,
     "evaluation.frames": 5, "evaluation.batch_size": 2, "evaluation.controls": ["source_copy"],
     "evaluation.editors": {}, "evaluation.strips": 0, "evaluation.gate_maps": False, "evaluation.bootstrap": 100,
 }  # fmt: skip

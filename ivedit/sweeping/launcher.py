@@ -169,6 +169,7 @@ def _watch(
     finally:
         crew.close()
     board.show(_states(stages))
+    board.end()
     if asked and stages.current() is not None:
         with contextlib.suppress(KeyboardInterrupt):
             if asked == 1:
@@ -191,10 +192,9 @@ def _finish(stages: Stages, recorder: SweepRecorder, board: Board) -> int:
     recorder.refresh(so_far)  # the last one is `close`'s
     reason = f"{len(failed)} slots failed" if failed else None
     recorder.close("FAILED" if failed else "FINISHED", reason)
-    states = _states(stages)
-    for stage, slots in states:
-        log.info("%s", summary(stage, slots))
-    board.show(states)
+    for stage, states in _states(stages):
+        log.info("%s", summary(stage, states))
+    board.end()
     for result in failed:
         board.note(f"failed: {result.run_folder.name}: {result.reason}")
     board.note(recorder.hint())

@@ -139,7 +139,6 @@ class Board:
         self._log = folder / LOG
         self._offset = self._log.stat().st_size if self._log.exists() else 0
         self._live: Any = None
-        self._notes: list[str] = []
 
     def __enter__(self) -> Board:
         if self.terminal and not self.quiet:
@@ -150,15 +149,18 @@ class Board:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Leave the table as it is: what is said from now on stands below it."""
         if self._live is not None:
             self._live.stop()
             self._live = None
         self._follow()
 
     def note(self, text: str) -> None:
-        """Something said to the person: below the table, or a line of its own."""
-        self._notes = [*self._notes[-3:], text]
-        if self._live is None and not self.quiet:
+        """Something said to the person: a line above the table while it is drawn, and in its turn otherwise."""
+        if not self.quiet:
             self._print(text)
 
     def show(self, stages: Sequence[tuple[Stage, Sequence[SlotState]]]) -> None:
@@ -175,9 +177,8 @@ class Board:
         parts: list[Any] = [Text(summary(stage, states), style="bold") for stage, states in stages]
         if stages:
             stage, states = stages[-1]
-            room = max(5, self.console.size.height - len(stages) - len(self._notes) - 6)
+            room = max(5, self.console.size.height - len(stages) - 4)
             parts.append(slot_table(stage, _pick(states, room)))
-        parts += [Text(note) for note in self._notes]
         return Group(*parts)
 
     def _follow(self) -> None:
@@ -212,7 +213,11 @@ def slot_table(stage: Stage, states: Sequence[SlotState]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     first = "arm and seed" if stage.cells is not None else "trial"
     for name in ("slot", first, "state", "step", "metric", "time left", "worker"):
-        table.add_column(name, no_wrap=name != first, justify="right" if name in ("slot", "step") else "left")
+        # A slot is one line: a long reason is cut, and stands whole in the log.
+        table.add_column(
+            name, no_wrap=True, overflow="ellipsis", justify="right" if name in ("slot", "step") else "left",
+            max_width=40 if name == "metric" else None,
+        )  # fmt: skip
     for state in states:
         table.add_row(*row_of(stage, state), style=_STYLES.get(state.state))
     return table
@@ -236,5 +241,5 @@ def row_of(stage: Stage, state: SlotState) -> tuple[str, ...]:
         metric = ", ".join(f"{o.metric} {v:.4g}" for o, v in zip(stage.objectives, state.values, strict=True))
         left = duration(state.facts.get("seconds")) and f"took {duration(state.facts.get('seconds'))}"
     elif state.reason:
-        metric = state.reason[:60]
+        metric = state.reason
     return str(state.slot), who(stage, state), told.lower(), step, metric, left, worker
