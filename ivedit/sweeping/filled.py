@@ -180,8 +180,8 @@ class FilledStudy:
                     continue
             self._add(slots, slot)
 
-    def _add(self, slots: Slots, slot: int) -> None:
-        """A waiting trial for a slot."""
+    def _add(self, slots: Slots, slot: int) -> int:
+        """A waiting trial for a slot; returns the storage's number of it."""
         params = slots.params_for(slot)
         if params is None:
             params = self._first_params(slot)
@@ -194,7 +194,7 @@ class FilledStudy:
         trial = optuna.trial.create_trial(
             state=TrialState.WAITING, user_attrs=about, system_attrs={"fixed_params": dict(params)}
         )
-        self._storage.create_new_trial(self._number, trial)
+        return self._storage.create_new_trial(self._number, trial)
 
     def _first_params(self, slot: int) -> Mapping[str, Any]:
         """What a slot has fixed from the start: a point of the grid, a prior trial, or nothing."""

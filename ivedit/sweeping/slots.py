@@ -43,12 +43,17 @@ class Slots:
                 self._trials[slot].append(trial)
 
     def current(self, slot: int) -> FrozenTrial | None:
-        """The trial that stands for a slot: the one that is done, else the one that lives, else the last failure."""
+        """The trial that stands for a slot: the one that is done, else the one that lives, else the last failure.
+
+        A trial that waits although the slot is out of retries does not live: two machines made one each.
+        """
         trials = self._trials[slot]
-        for states in (_DONE, _ALIVE):
+        alive = (TrialState.RUNNING,) if self._out_of_retries(slot) else (TrialState.WAITING, TrialState.RUNNING)
+        for states in (_DONE, alive):
             if found := [trial for trial in trials if trial.state in states]:
                 return found[0]
-        return trials[-1] if trials else None
+        failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+        return failed[-1] if failed else None
 
     def attempts(self, slot: int) -> list[FrozenTrial]:
         """The trials made for a slot, duplicates not counted."""
@@ -61,6 +66,9 @@ class Slots:
             return False
         if trial.state in _DONE:
             return True
+        return self._out_of_retries(slot)
+
+    def _out_of_retries(self, slot: int) -> bool:
         kinds = [ending_of(trial)[0] for trial in self._trials[slot]]
         return kinds.count("failed") > self.retries or kinds.count("lost") > MOST_LOSSES
 

@@ -260,8 +260,8 @@ class StudyStore(FilledStudy):
         """Claim one slot, also one that has ended as failed; None when it is not to be had."""
         slots = self.now()
         if slots.ended(slot):
-            self._add(slots, slot)
-        waiting = [trial for trial in self.now().waiting() if slot_of(trial) == slot]
+            return self._take(self._storage.get_trial(self._add(slots, slot)), worker)
+        waiting = [trial for trial in slots.waiting() if slot_of(trial) == slot]
         return self._take(waiting[0], worker) if waiting else None
 
     def correct(self, trial: int, values: Sequence[float]) -> None:

@@ -173,7 +173,9 @@ def test_two_machines_that_fill_a_study_at_once_run_no_slot_twice(storage: str |
     one, two = opened(stage, storage, tmp_path), opened(stage, storage, tmp_path)
     for slot in range(3):  # what a simultaneous fill leaves behind: a second trial of every slot
         two._add(two.now(), slot)
-    assert len(one.study().trials) == 6
+    waiting = one.study().trials
+    assert len(waiting) == 6
+    assert two._take(waiting[4], ME) is None  # claimed by a worker that had not seen the first one
     done = []
     for store in (one, two) * 4:
         if (claim := store.claim(ME)) is not None:
@@ -183,6 +185,15 @@ def test_two_machines_that_fill_a_study_at_once_run_no_slot_twice(storage: str |
     assert one.done()
     assert [result.attempts for result in one.results()] == [1, 1, 1]
     assert sorted(trial.state.name for trial in one.study().trials) == ["COMPLETE"] * 3 + ["FAIL"] * 3
+
+
+def test_a_trial_made_twice_is_no_further_retry(storage: str | None, tmp_path: Path):
+    store = opened(grid(1), storage, tmp_path, retries=0)
+    store._add(store.now(), 0)
+    assert store.finish(claimed(store), "FAIL", reason="exit code 1")
+    assert store.done()
+    assert store.claim(ME) is None
+    assert store.results()[0].reason == "exit code 1"
 
 
 def test_an_end_that_was_told_is_told_again_without_harm(storage: str | None, tmp_path: Path):
