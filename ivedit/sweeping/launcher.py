@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from ivedit.config.compose import compose
 from ivedit.errors import IveditError
+from ivedit.runfolder import redact
 from ivedit.sweeping.claims import Outcome
 from ivedit.sweeping.devices import Place, share_out
 from ivedit.sweeping.live import Board, summary
@@ -175,7 +176,7 @@ def _watch(
             if asked == 1:
                 recorder.refresh(stages.so_far())
                 recorder.close("STOPPED", "interrupted")
-        board.note(f"interrupted; to go on, give the same command: {shlex.join(command or _own_command())}")
+        board.note(f"interrupted; to go on, give the same command: {redact(shlex.join(command or _own_command()))}")
         return 130
     return _finish(stages, recorder, board)
 

@@ -259,7 +259,7 @@ class SlotWorker:
         reason = outcome.reason if outcome is not None else None
         if late:
             return _failed(claim, f"took longer than trial_minutes={self.sweep.trial_minutes:g}", facts)
-        if outcome is None and stopped:
+        if stopped:  # also where it was interrupted while it imported something, which ends in any error
             return self._give_back(store, claim, "stopped on request", what)
         words = reason or child.last_words()
         if disk_is_full(claim.run_folder, words):
@@ -311,7 +311,7 @@ def _leave(folder: Path, state: str, reason: str) -> None:
     """Let the run folder of a child that could not say so itself tell how it ended."""
     with contextlib.suppress(IveditError, OSError):
         run = RunFolder.open(folder)
-        if state == "FAILED" or run.status()["state"] == "RUNNING":
+        if run.status()["state"] in ("RUNNING", "STOPPED", "FAILED"):
             run.update_status(state=state, reason=reason)
 
 
