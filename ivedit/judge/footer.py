@@ -46,11 +46,12 @@ def footer(
     if kept is not None:
         damaged = f", {kept.damaged} torn lines" if kept.damaged else ""
         lines.append(
-            f"Record: {len(kept.turns)} replies from {kept.calls} calls in {len(kept.sessions)} sessions; stops cut "
-            f"off {kept.cut_off} more calls{damaged}."
+            f"Record: {len(kept.turns)} replies. Calls: {kept.calls}, runs: {len(kept.sessions)}, "
+            f"calls that a stop cut off: {kept.cut_off}{damaged}."
         )
-    known = verdicts or {}
-    lines.append("Anchors: " + "; ".join(known.get(m.name, Verdict(m.name)).text() for m in metrics) + ".")
+    known = [(verdicts or {}).get(metric.name, Verdict(metric.name)) for metric in metrics]
+    said = "; ".join(verdict.text() for verdict in known) if any(verdict.relations for verdict in known) else ""
+    lines.append(f"Anchors: {said or 'this very judge has judged none, so no metric is proven'}.")
     lines.append("; ".join(f"{metric.name}: {metric.title}" for metric in metrics) + ".")
     return lines
 

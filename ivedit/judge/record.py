@@ -118,7 +118,7 @@ class Record:
         self._file = -1
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(f"{self.path}.lock")
+            self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
             self._lock.acquire(timeout=0)
         except Timeout:
             raise IveditError(f"{path} is being written by another evaluation: wait for it or name another") from None

@@ -198,9 +198,11 @@ def test_the_footer_is_made_from_the_record(tmp_path):
     for fact in (
         f"Judge: {MODEL} (http), answering as {MODEL}-2026-01-02", f"Judged {found[0].date[:10]}",
         f"prompts {prompt_hash(EVERY, asking.shown)}", "4 frames", "temperature 0.5", "3 repeats from seed 7",
-        "24 of 24 have a score (none failed; 24 after a repair request)", "48 replies from 48 calls in 1 sessions",
-        "stops cut off 0 more calls", "IA: not valid for this judge (A1 over A5 in 21 of 44 pairs)",
+        "24 of 24 have a score (none failed; 24 after a repair request)", "48 replies. Calls: 48, runs: 1",
+        "calls that a stop cut off: 0.", "IA: not valid for this judge (A1 over A5 in 21 of 44 pairs)",
         "TC: not proven (no anchors were judged)", "IA: Instruction Adherence; TC: Temporal Consistency",
     ):  # fmt: skip
         assert fact in said, (fact, said)
+    unproven = "\n".join(footer(found, EVERY, backend, asking))
+    assert "this very judge has judged none, so no metric is proven" in unproven and "Record" not in unproven
     assert score_table(found, EVERY, footer=lines).markdown().count("answering as") == 1
