@@ -164,7 +164,7 @@ class _Sweep:
 def _sweeps(given: argparse.Namespace) -> Iterator[_Sweep]:
     """The sweeps among what was named."""
     from ivedit.reporting.ablation import ablation_report
-    from ivedit.reporting.sweep_record import read_sweep_record, record_of_runs
+    from ivedit.reporting.sweep_record import read_sweep_record
     from ivedit.sweeping.folders import is_sweep_folder
 
     if given.sweep:
@@ -174,25 +174,38 @@ def _sweeps(given: argparse.Namespace) -> Iterator[_Sweep]:
             uri = given.uri or os.environ["MLFLOW_TRACKING_URI"]
             yield dataclasses.replace(_of_folder(fetch_sweep(uri, given.sweep, Path(place))), source=None, tables=None)
     elif given.arms:
-        runs = []
-        for path in given.source:
-            try:
-                runs.append(open_run(path))
-            except NothingToReport as other:
-                _say_skipped(other)
-        record = record_of_runs(runs, count_arm)
-        folders: dict[str, dict[int, Path]] = {}
-        for run in runs:
-            config = run.config()
-            if run.results():
-                folders.setdefault(str(config["name"]), {})[int(config["seed"])] = run.path
-        yield _Sweep(None, ablation_report(record, folders), record)
+        yield _of_runs(given.source)
     else:
         for path in given.source:
             if is_sweep_folder(path):
                 yield _of_folder(path)
             elif path.suffix == ".json" and path.is_file() and (found := read_sweep_record(path)):
                 yield _Sweep(path, ablation_report(found), found)
+
+
+def _of_runs(sources: Iterable[Path]) -> _Sweep:
+    """Run folders and records of any origin as one sweep."""
+    from ivedit.reporting.ablation import ablation_report
+    from ivedit.reporting.sweep_record import record_of_runs
+
+    records: list[dict[str, Any]] = []
+    configs: dict[str, Mapping[str, Any]] = {}
+    folders: dict[str, dict[int, Path]] = {}
+    pending = 0
+    for path in sources:
+        try:
+            found = load_records(path)
+        except NothingToReport as other:
+            pending += (path / "status.json").is_file()
+            _say_skipped(other)
+            continue
+        records += found
+        if (path / "status.json").is_file():
+            (record,) = found
+            configs.setdefault(record["experiment"], open_run(path).config())
+            folders.setdefault(record["experiment"], {})[record["seed"]] = path
+    record = record_of_runs(records, configs, count_arm, pending=pending)
+    return _Sweep(None, ablation_report(record, folders), record)
 
 
 def _of_folder(folder: Path) -> _Sweep:

@@ -85,14 +85,16 @@ def heading(record: Mapping[str, Any], found: Analysis) -> list[str]:
             f"**Still running: {record['ended']} of {record['expected']} runs have ended.** "
             "Means and intervals are of these; every claim is open."
         )
+    many = len({run["seed"] for run in measured}) > 1
     seeds = ", ".join(str(seed) for seed in sorted({run["seed"] for run in measured}))
     lines.append(
         f"{record['clips']} held-out videos (split `{record['split']}`, {len(record['operations'])} operations, "
         f"{record['frames']} frames each), "
         f"{sampling[0] if len(sampling) == 1 else 'sampled as each arm asks'}. Success: edited region above "
         f"{limits['edited_db']:g} dB and kept region above {limits['kept_db']:g} dB over all frames. Means over "
-        f"training seeds {seeds} and clips; brackets: 95% interval over other seeds and other clips. n/N: clips with a "
-        "value."
+        f"{'training seeds ' + seeds + ' and' if many else 'the'} clips; brackets: 95% interval over "
+        f"{'other seeds and other clips' if many else 'other clips only, as there is one training seed, ' + seeds}. "
+        "n/N: clips with a value."
     )
     tuning = record["tuning"]
     if tuning:
@@ -125,13 +127,17 @@ def notes(record: Mapping[str, Any], found: Analysis) -> list[str]:
             "Detectable: the true difference that this many seeds and clips would have found in about 80% of sweeps; a "
             "failed claim says nothing about smaller ones."
         )
-    lines.append(
-        "FLOPs: counted by PyTorch on the real code (a multiply-add is two), without VAE and text encoder, which run "
-        "once per image and text; a training step holds all its pairs, forward and backward; a sampling step is of one "
-        "clip, its source read before."
-    )
-    skipped = {arm.name: arm.flops["skipped"] for arm in found.arms if "skipped" in arm.flops}
-    lines += [f"FLOPs of {name}: {reason}." for name, reason in skipped.items()]
+    if any("training_step" in arm.flops for arm in found.arms):
+        lines.append(
+            "FLOPs: counted by PyTorch on the real code (a multiply-add is two), without VAE and text encoder, which "
+            "run once per image and text; a training step holds all its pairs, forward and backward; a sampling step "
+            "is of one clip, its source read before."
+        )
+    skipped: dict[str, list[str]] = {}
+    for arm in found.arms:
+        if "skipped" in arm.flops:
+            skipped.setdefault(arm.flops["skipped"], []).append(arm.name)
+    lines += [f"FLOPs {reason}: {', '.join(arms)}." for reason, arms in skipped.items()]
     lines += [
         f"{run['arm']}, seed {run['seed']}: {run['state'].lower()}{': ' + run['reason'] if run['reason'] else ''}."
         for run in record["runs"]

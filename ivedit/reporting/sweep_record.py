@@ -50,8 +50,9 @@ def record_of_folder(folder: Path, flops: Flops) -> dict[str, Any]:
     runs = []
     for slot in final:
         assert slot.cell is not None  # of a grid
-        run = _run_of(slot.run_folder, str(slot.cell.arm), slot.cell.seed) if slot.state == "COMPLETE" else None
-        runs.append(run or _without_results(slot))
+        runs.append(_evaluated(slot) or {
+            "arm": slot.cell.arm, "seed": slot.cell.seed, "state": slot.state, "reason": slot.reason,
+        })  # fmt: skip
     expected = len(sweep.arms) * len(sweep.seeds)
     return _record(
         runs,
@@ -63,35 +64,40 @@ def record_of_folder(folder: Path, flops: Flops) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def record_of_runs(folders: Sequence[RunFolder], flops: Flops, name: str = "runs") -> dict[str, Any]:
-    """The record of run folders: an arm for each experiment name, whatever started the runs.
+def record_of_runs(
+    records: Sequence[Mapping[str, Any]], configs: Mapping[str, Mapping[str, Any]], flops: Flops, *,
+    pending: int = 0, name: str = "runs",
+) -> dict[str, Any]:  # fmt: skip
+    """The record of runs that no sweep made, from theirs: an arm for each experiment name.
+
+    Args:
+        records: Of the runs (`ivedit.reporting.records`).
+        configs: An arm's configuration, where it is known: without it FLOPs are not counted.
+        flops: Counts them.
+        pending: Further runs, not evaluated yet.
+        name: What to call them together.
 
     Raises:
-        IveditError: two runs of one arm and seed; none has been evaluated; different clips.
+        IveditError: two runs of one arm and seed; none at all; different clips.
     """
-    runs: list[dict[str, Any]] = []
-    configs: dict[str, Mapping[str, Any]] = {}
-    places: dict[tuple[str, int], RunFolder] = {}
-    for run in folders:
-        config = run.config()
-        arm, seed = str(config.get("name")), int(config.get("seed", 0))
-        if (arm, seed) in places:
+    places: dict[tuple[str, int], str] = {}
+    for record in records:
+        key = record["experiment"], int(record["seed"])
+        if key in places:
             raise IveditError(
-                f"{places[arm, seed].path} and {run.path} are both {arm} with seed {seed}: name only one of them"
+                f"{places[key]} and {record['run']} are both {key[0]} with seed {key[1]}: name only one of them"
             )
-        places[arm, seed] = run
-        configs.setdefault(arm, config)
-        status = run.status()
-        found = _run_of(run.path, arm, seed)
-        runs.append(found or {"arm": arm, "seed": seed, "state": status["state"], "reason": status["reason"]})
+        places[key] = record["run"]
     known = names()
     arms = sorted(
-        dict.fromkeys(str(run["arm"]) for run in runs), key=lambda arm: known.index(arm) if arm in known else len(known)
+        dict.fromkeys(arm for arm, _ in places), key=lambda arm: known.index(arm) if arm in known else len(known)
     )
+    unknown = {"skipped": "not counted (a record holds no configuration)"}
     return _record(
-        runs, name=name, summary="", arms=arms, seeds=sorted({run["seed"] for run in runs}), claims=[],
-        expected=len(runs), ended=sum(run["state"] != "RUNNING" for run in runs), tuning=None, tuned={},
-        flops={arm: flops(configs[arm]) for arm in arms if any("values" in r for r in runs if r["arm"] == arm)},
+        [_run_of(record, *key) for record, key in zip(records, places, strict=True)],
+        name=name, summary="", arms=arms, seeds=sorted({seed for _, seed in places}), claims=[],
+        expected=len(records) + pending, ended=len(records), tuning=None, tuned={},
+        flops={arm: flops(configs[arm]) if arm in configs else unknown for arm in arms},
     )  # fmt: skip
 
 
@@ -169,24 +175,19 @@ def _record(
     }
 
 
-def _run_of(folder: Path, arm: str, seed: int) -> dict[str, Any] | None:
-    """What the record keeps of an evaluated run; None when it has not been evaluated."""
-    run = RunFolder.open(folder)
-    results = run.results()
-    if results is None:
-        return None
-    record = record_of(run)
-    row = results["rows"][results["name"]]
+def _run_of(record: Mapping[str, Any], arm: str, seed: int) -> dict[str, Any]:
+    """What the record keeps of an evaluated run."""
+    row = record["rows"][record["experiment"]]
     controls = {
         name: {metric: found["metrics"][metric] for metric in METRICS}
         for name, found in record["rows"].items()
         if found["kind"] == "control"
     }
+    kept = ("state", "run", "config_hash", "trained_weights", "steps", "step_seconds", "sampling")
     return {
         "arm": arm,
         "seed": seed,
-        **{key: record[key] for key in ("state", "run", "config_hash", "trained_weights", "steps", "step_seconds")},
-        "sampling": record["sampling"],
+        **{key: record[key] for key in kept},
         "environment": {
             key: record["environment"].get(key)
             for key in ("backbone", "backbone_fingerprint", "device", "gpus", "packages", "git_commit", "date")
@@ -203,9 +204,12 @@ def _text(metric: str, values: Sequence[float | None]) -> str:
     return " ".join("-" if value is None else f"{value:.2f}" for value in values)
 
 
-def _without_results(slot: SlotResult) -> dict[str, Any]:
-    assert slot.cell is not None
-    return {"arm": slot.cell.arm, "seed": slot.cell.seed, "state": slot.state, "reason": slot.reason}
+def _evaluated(slot: SlotResult) -> dict[str, Any] | None:
+    """The run of a slot; None when it has no results."""
+    run = RunFolder.open(slot.run_folder) if slot.state == "COMPLETE" else None
+    if run is None or slot.cell is None or run.results() is None:
+        return None
+    return _run_of(record_of(run), str(slot.cell.arm), slot.cell.seed)
 
 
 def _tuning(sweep: Sweep, stages: Sequence[tuple[Stage, Sequence[SlotResult]]]) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from ivedit.report import main
 from ivedit.reporting.ablation import ablation_report
 from ivedit.reporting.analysis import analyse
 from ivedit.reporting.layout import to_html, to_latex, to_markdown
+from ivedit.reporting.records import load_records, record_of
 from ivedit.reporting.sweep_record import METRICS, clip_values, record_of_folder, record_of_runs, run_folders
 from ivedit.runfolder import RunFolder
 from ivedit.tracking import fetch_sweep
 from tests.reporting.simulated import ARMS, TRUTH, sweep_folder
 
 SEEDS = (0, 1, 2, 3, 4)
+PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
 def counted(config):
@@ -184,18 +187,40 @@ def test_runs_that_were_measured_differently_are_refused_by_name(tmp_path):
     with pytest.raises(IveditError, match=r"final-0000.* and final-0001.* cannot stand in one table.*thresholds"):
         record_of_folder(folder, counted)
     with pytest.raises(IveditError, match="both imvideoedit with seed 0"):
-        record_of_runs([runs[0], RunFolder(shutil.copytree(runs[0].path, tmp_path / "copy"))], counted)
+        record_of_runs([record_of(runs[0]), record_of(runs[0])], {}, counted)
     with pytest.raises(IveditError, match="no run of trio has been evaluated yet"):
         shutil.rmtree(folder / "runs")
         record_of_folder(folder, counted)
 
 
-def test_run_folders_of_any_origin_are_arms_in_the_order_of_experiments(folder, found):
+def test_the_published_records_of_one_seed_stand_in_one_table_and_carry_no_claim():
+    record = record_of_runs([r for r in load_records(PUBLISHED) if r["clips"] == 243], {}, counted)
+    found = analyse(record)
+    assert found.arms[0].name == "imvideoedit" and len(found.arms) > 5
+    for arm in found.arms:
+        (own,) = [r for r in load_records(PUBLISHED) if r["experiment"] == arm.name]
+        for metric in METRICS:
+            stored = own["rows"][arm.name]["metrics"][metric]
+            shown = arm.values[metric]
+            assert (shown.mean, shown.n, shown.total) == (
+                pytest.approx(stored["mean"], abs=0.005), stored["n"], stored["total"]
+            )  # fmt: skip
+            assert (shown.low, shown.high) == pytest.approx((stored["low"], stored["high"]), abs=0.01)
+    assert {d.verdict for d in found.differences} == {"FAILED: one seed says nothing about other seeds"}
+    assert "other clips only, as there is one training seed, 0" in to_markdown(ablation_report(record))
+
+
+def test_runs_of_any_origin_are_arms_in_the_order_of_experiments(folder, found):
     runs = [RunFolder(path) for path in sorted((folder / "runs").iterdir(), reverse=True)]
-    other = analyse(record_of_runs(runs, counted))
+    configs = {"imvideoedit": runs[-1].config()}
+    record = record_of_runs([record_of(run) for run in runs], configs, counted, pending=1)
+    other = analyse(record)
     assert not other.declared and {d.better for d in other.differences} == {"imvideoedit"}
-    mine = {arm.name: arm.values for arm in found.arms}
-    assert {arm.name: arm.values for arm in other.arms} == mine
+    assert {arm.name: arm.values for arm in other.arms} == {arm.name: arm.values for arm in found.arms}
+    assert other.running and all(d.verdict == "open: 5 common seeds so far" for d in other.differences)
+    text = to_markdown(ablation_report(record))
+    assert "FLOPs not counted (a record holds no configuration): ablation_no_gate, ablation_plain." in text
+    assert cells_of(text, "imvideoedit")[8] == "700.0G"
 
 
 @pytest.fixture(scope="module")

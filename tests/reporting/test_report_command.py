@@ -32,7 +32,8 @@ def test_a_sweep_is_printed_and_lies_in_its_tables_in_four_forms(folder, capsys)
     assert main([str(folder)]) == 0
     captured = capsys.readouterr()
     assert "| imvideoedit " in captured.out and str(folder / "tables" / "report.html") in captured.err
-    assert {path.name for path in (folder / "tables").iterdir()} == {f"report.{s}" for s in ("md", "csv", "tex", "html")}
+    forms = {f"report.{form}" for form in ("md", "csv", "tex", "html")}
+    assert {path.name for path in (folder / "tables").iterdir()} == forms
     assert (folder / "tables" / "report.md").read_text() == f"# trio\n\n{captured.out}"
 
 
@@ -96,7 +97,7 @@ def test_mistakes_are_told_in_plain_lines(folder, tmp_path, capsys):
         ([str(folder), "--update", str(tmp_path / "page.md")], 1, "<!-- sweep trio:start -->"),
         ([str(folder), "--out", str(tmp_path / "file" / "x.md")], 1, "name another place with --out"),
         (["--arms", str(tmp_path / "nowhere")], 1, "nowhere does not exist"),
-        (["--arms", str(tmp_path / "page.md")], 1, "no run of runs has been evaluated"),
+        (["--arms", str(tmp_path / "page.md")], 1, "no run of runs has been evaluated yet"),
     ]:
         assert main(arguments) == code, arguments
         error = capsys.readouterr().err
