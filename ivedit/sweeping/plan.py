@@ -26,7 +26,8 @@ from ivedit.sweeping.parse import RECORD
 from ivedit.sweeping.spec import Arm, Cell, SlotResult, Stage, Sweep, changed_message, changes
 
 __all__ = [
-    "FINAL", "SEARCH", "TUNE", "build_stage", "choose", "keep_definition", "stages", "sweep_yaml", "undecided_stage",
+    "FINAL", "SEARCH", "TUNE", "at_the_edge", "build_stage", "choose", "keep_definition", "stages", "sweep_yaml",
+    "undecided_stage",
 ]  # fmt: skip
 
 TUNE, FINAL, SEARCH = "tune", "final", "search"
@@ -189,6 +190,21 @@ def choose(sweep: Sweep, results: Sequence[SlotResult]) -> dict[str, dict[str, A
                 f"see the reasons with --status"
             )
     return chosen
+
+
+def at_the_edge(sweep: Sweep, chosen: Chosen) -> list[str]:
+    """Arms whose best value is the smallest or largest that was tried: a better one may lie beyond.
+
+    Of settings with at least three numbers to choose from, ``ARM KEY=VALUE`` each.
+    """
+    assert sweep.tune is not None
+    found = []
+    for key, choice in sweep.tune.space.items():
+        numbers = [value for value in choice.choices if isinstance(value, (int, float)) and not isinstance(value, bool)]
+        if len(numbers) >= 3:
+            ends = (min(numbers), max(numbers))
+            found += [f"{arm} {key}={show(point[key])}" for arm, point in chosen.items() if point[key] in ends]
+    return found
 
 
 def keep_definition(sweep: Sweep) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ivedit.config.fields import show
 from ivedit.errors import IveditError
-from ivedit.sweeping.plan import build_stage, stages, undecided_stage
+from ivedit.sweeping.plan import TUNE, at_the_edge, build_stage, choose, stages, undecided_stage
 from ivedit.sweeping.spec import SlotResult, Stage, Sweep
 from ivedit.sweeping.storage import JOURNAL
 from ivedit.sweeping.study import StudyStore
@@ -36,6 +36,8 @@ def status_text(sweep: Sweep) -> str:
         states = ", ".join(f"{count[state]} {state}" for state in (*ENDED, "RUNNING", "WAITING") if count[state])
         lines += ["", f"stage {name}: {len(results)} slots: {states}"]
         lines += _table(results)
+        if name == TUNE and all(result.state in ENDED for result in results):
+            lines += _choice(sweep, results)
     return "\n".join(lines) + "\n"
 
 
@@ -49,6 +51,20 @@ def _results(sweep: Sweep, name: str, known: dict[str, Sequence[SlotResult]]) ->
         return f"waits: {error}"
     store = StudyStore(stage, sweep.storage, sweep.folder, retries=sweep.retries, lease_seconds=sweep.lease_seconds)
     return store.results() if store.exists() else f"not started ({stage.n_trials} slots)"
+
+
+def _choice(sweep: Sweep, results: Sequence[SlotResult]) -> list[str]:
+    """What tuning found, and where the tried values were too few to tell."""
+    try:
+        chosen = choose(sweep, results)
+    except IveditError as error:
+        return [f"  {error}"]
+    lines = []
+    for arm, point in chosen.items():
+        lines.append(f"  chosen: {arm}  {', '.join(f'{key}={show(value)}' for key, value in point.items())}")
+    if edge := at_the_edge(sweep, chosen):
+        lines.append(f"  at the edge of what was tried, so a better value may lie beyond: {'; '.join(edge)}")
+    return lines
 
 
 def _has_storage(sweep: Sweep) -> bool:

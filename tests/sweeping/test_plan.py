@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from ivedit.config.compose import compose
 from ivedit.errors import ConfigError, IveditError
+from ivedit.sweeping import plan
 from ivedit.sweeping.plan import FINAL, SEARCH, TUNE, build_stage, choose, keep_definition, stages, undecided_stage
-from ivedit.sweeping.plan import sweep_yaml as yaml_of
 from ivedit.sweeping.resolve import resolve
 from ivedit.sweeping.spec import Choice, Range, SlotResult, Sweep, changes, definition_hash
 
@@ -113,6 +113,12 @@ def test_each_arm_gets_its_own_best_point():
     chosen = {cell.arm: compose(final.settings(slot)).config.train for slot, cell in enumerate(final.cells or ())}
     assert chosen["imvideoedit"].lr == 2e-3 and chosen["narrow"].lr == 1e-3
     assert all(compose(final.settings(slot)).config.evaluation.split == "test" for slot in range(final.n_trials))
+
+
+def test_a_best_value_at_the_end_of_what_was_tried_is_pointed_out():
+    sweep = make(TUNED, "tune.space={train.lr: [1e-3, 4e-3, 2e-3], train.clip: [0, 1]}")
+    points = {"imvideoedit": {"train.lr": 4e-3, "train.clip": 1.0}, "narrow": {"train.lr": 2e-3, "train.clip": 0.0}}
+    assert plan.at_the_edge(sweep, points) == ["imvideoedit train.lr=0.004"]  # of two values each is an end
 
 
 def test_the_direction_of_the_tuning_objective_counts():
@@ -213,7 +219,7 @@ def test_the_kept_sweep_file_reads_back_to_the_same_sweep(content: dict[str, Any
     keep_definition(sweep)
     again = resolve(["sweep=runs/mine"])
     assert dataclasses.replace(again, definition={}) == dataclasses.replace(sweep, definition={})
-    assert yaml_of(again) == yaml_of(sweep)
+    assert plan.sweep_yaml(again) == plan.sweep_yaml(sweep)
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -229,7 +235,7 @@ def test_any_grid_reads_back_to_the_same_sweep(seeds: list[int], widths: list[in
         "settings": {"train.lr": lr, "data.operations": operations},
     }  # fmt: skip
     sweep = make(content)
-    Path("again.yaml").write_text(yaml_of(sweep), encoding="utf-8")
+    Path("again.yaml").write_text(plan.sweep_yaml(sweep), encoding="utf-8")
     again = resolve(["sweep=./again.yaml"])
     assert dataclasses.replace(again, definition={}) == dataclasses.replace(sweep, definition={})
     stage = build_stage(sweep, FINAL, lambda _: ())
@@ -311,13 +317,13 @@ def test_machines_without_a_common_folder_cannot_mix_two_sweeps_in_one_storage(a
     from ivedit.sweeping.study import StudyStore
 
     def store(sweep: Sweep) -> StudyStore:
-        return StudyStore(build_stage(sweep, FINAL, lambda _: ()), "sqlite:///shared.db", sweep.folder)
+        return StudyStore(build_stage(sweep, FINAL, lambda _: ()), "shared.journal", sweep.folder)
 
     store(make(GRID, "output_dir=one")).prepare()
     store(make(GRID, "output_dir=two", "seeds=[0,1,2,3]")).prepare()
     with pytest.raises(ConfigError) as refused:
         store(make(GRID, "output_dir=two", *arguments)).prepare()
-    assert said in str(refused.value) and "shared.db" in str(refused.value) and "name=NEW" in str(refused.value)
+    assert said in str(refused.value) and "shared.journal" in str(refused.value) and "name=NEW" in str(refused.value)
 
 
 def test_a_damaged_record_is_no_permission_to_start_over(tmp_path: Path):
