@@ -142,7 +142,7 @@ def score_table(
         cells[judgement.method][judgement.metric].append(judgement)
     problems = [_missing(method, name, cells[method][name], limit) for method in methods for name in names]
     if found := [problem for problem in problems if problem]:
-        raise TableRefused("\n".join(["the table is refused, too many judgements are missing:", *found]))
+        raise TableRefused("\n".join([f"the table is refused: more than {limit:.0%} of judgements are missing", *found]))
 
     per_clip = {method: _per_clip(cells[method], metrics) for method in methods}
     columns = (*names, *OVERALL) if set(METRICS) <= set(names) else tuple(names)
@@ -195,10 +195,7 @@ def _missing(method: str, name: str, judgements: Sequence[Judgement], limit: flo
         return None
     kinds = ", ".join(f"{count} {status}" for status, count in Counter(j.status for j in failed).most_common())
     reason = Counter(j.reason for j in failed).most_common(1)[0][0]
-    return (
-        f"{method}: {name} lacks {len(failed)} of {len(judgements)} judgements ({kinds}), at most {limit:.0%} may be "
-        f"missing; most often: {reason}"
-    )
+    return f"{method}: {name} lacks {len(failed)} of {len(judgements)} judgements ({kinds}), most often: {reason}"
 
 
 def _per_clip(row: Mapping[str, Sequence[Judgement]], metrics: Sequence[Metric]) -> dict[str, dict[str, float]]:
