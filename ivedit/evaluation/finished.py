@@ -7,6 +7,7 @@ flow) is found once, and an estimated mask is the same for all.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ivedit.evaluation.masks import agreed_mask, estimate_mask
 from ivedit.evaluation.metrics import (
     METRICS,
     MOVES_OTHERWISE,
+    ClipMetric,
     MotionAgreement,
     Reference,
     build_metrics,
@@ -37,6 +39,9 @@ __all__ = ["FORMAT", "MASKS", "LoadedClip", "load_clip", "reference_of", "score_
 
 FORMAT = 1
 """Version of evaluation.json."""
+
+_ROWS = 2
+"""Rows measured at once."""
 
 MASKS = ("given", "from the true edit", "estimated")
 """Where a clip's mask comes from. Estimated: where at least half of the methods changed the source."""
@@ -119,13 +124,13 @@ def score_finished(
     rows = [*manifest.methods, CONTROL]
     metrics = {row: {k: m.to(device) for k, m in build_metrics(evaluation).items()} for row in rows}
     clips: list[dict[str, Any]] = []
-    with Progress("measuring", len(manifest.clips)) as progress:
+    # Most of the work lets go of the interpreter: two rows at a time keep two cores busy, and memory bounded.
+    with Progress("measuring", len(manifest.clips)) as progress, ThreadPoolExecutor(_ROWS) as pool:
         for number, loaded in enumerate(_loaded(manifest.clips)):
             reference = reference_of(loaded, number, device)
-            for row in rows:
-                pixels = loaded.source if row == CONTROL else loaded.edits[row]
-                measure(metrics[row], (pixels.to(device).float() / 255)[None], reference)
-            reference.release()
+            tasks = [pool.submit(_measure_row, metrics[row], row, loaded, reference) for row in rows]
+            for task in tasks:
+                task.result()
             clips.append(_about(loaded, reference))
             progress.advance(1)
     values = {row: {k: m.per_clip()[1].double().cpu().numpy() for k, m in found.items()}
@@ -141,6 +146,15 @@ def score_finished(
         "weights": {name: weights_digest(Path(place).expanduser()) for name, place in evaluation.weights.items()},
         **tables(values, [clip["operation"] for clip in clips], evaluation.bootstrap),
     }
+
+
+@torch.no_grad()
+def _measure_row(metrics: Mapping[str, ClipMetric], row: str, loaded: LoadedClip, reference: Reference) -> None:
+    edited = reference.source
+    if row != CONTROL:
+        edited = (loaded.edits[row].to(edited.device).float() / 255)[None]
+    measure(metrics, edited, reference)
+    reference.release(edited)
 
 
 def tables(

@@ -139,7 +139,7 @@ def score_rows(
                     state.readback.update(edited, seen)
                 if state.row.name in kept.edits:
                     kept.edits[state.row.name] += _some(edited, wanted)
-                seen.reference.release()
+                seen.reference.release(edited)
                 progress.advance(len(batch))
             if keep_latents:
                 kept.latents.append(latents.keep_latents_only())

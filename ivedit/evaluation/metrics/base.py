@@ -7,6 +7,7 @@ without a kept region, a source that stands still) gets NaN, "no value": it is c
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ __all__ = [
     "skipped_metrics",
 ]
 
-_CHUNK_PIXELS = 1 << 21
+_CHUNK_PIXELS = 1 << 19
 """Pixels (of all clips of a batch) that a metric works on at once: large clips stay within the memory of a laptop, and
 within a processor's cache, where they are several times faster."""
 
@@ -54,9 +55,9 @@ class Reference:
     truth: Tensor | None = None
     captions: Sequence[str] | None = None
     source_captions: Sequence[str] | None = None
-    _shared: dict[str, Any] = field(default_factory=dict, repr=False)
-    _of: Tensor | None = field(default=None, repr=False)
+    _shared: dict[int, tuple[Tensor, dict[str, Any]]] = field(default_factory=dict, repr=False)
     _kept: dict[str, Any] = field(default_factory=dict, repr=False)
+    _once: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def __post_init__(self) -> None:
         """Check shapes and make the mask boolean.
@@ -92,11 +93,12 @@ class Reference:
 
     def flow_of_source(self) -> SourceFlow:
         """The sources' optical flow, on the sources' device."""
-        if self.flow is None:
-            self.flow = source_flow(self.source)
-        flow = self.flow.result() if isinstance(self.flow, PendingFlow) else self.flow
-        self.flow = flow.to(self.source.device)
-        return self.flow
+        with self._once:
+            if self.flow is None:
+                self.flow = source_flow(self.source)
+            flow = self.flow.result() if isinstance(self.flow, PendingFlow) else self.flow
+            self.flow = flow.to(self.source.device)
+            return self.flow
 
     def against_truth(self, values: Tensor) -> Tensor:
         """``values`` (B, ...) where a true edit is known, no value elsewhere."""
@@ -106,22 +108,28 @@ class Reference:
         return torch.where(known, values, torch.nan)
 
     def shared(self, key: str, edited: Tensor, compute: Callable[[], Any]) -> Any:
-        """``compute()``, kept under ``key`` for as long as metrics ask about this very tensor ``edited``."""
-        if self._of is not edited:
-            self._shared, self._of = {}, edited
-        if key not in self._shared:
-            self._shared[key] = compute()
-        return self._shared[key]
+        """``compute()`` for this very tensor ``edited``, kept under ``key`` until `release`."""
+        _, found = self._shared.setdefault(id(edited), (edited, {}))
+        if key not in found:
+            found[key] = compute()
+        return found[key]
 
     def kept(self, key: str, compute: Callable[[], Any]) -> Any:
-        """``compute()``, kept under ``key`` for this reference's life: what depends on no edit is found once."""
-        if key not in self._kept:
-            self._kept[key] = compute()
-        return self._kept[key]
+        """``compute()``, kept under ``key`` for this reference's life: what depends on no edit is found once.
 
-    def release(self) -> None:
-        """Forget what `shared` keeps."""
-        self._shared, self._of = {}, None
+        Rows that are measured in several threads wait for one another here.
+        """
+        with self._once:
+            if key not in self._kept:
+                self._kept[key] = compute()
+            return self._kept[key]
+
+    def release(self, edited: Tensor | None = None) -> None:
+        """Forget what `shared` keeps of ``edited``; None: of every edit."""
+        if edited is None:
+            self._shared.clear()
+        else:
+            self._shared.pop(id(edited), None)
 
 
 def frame_chunks(clips: Tensor, overlap: int = 0) -> Iterator[slice]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -147,6 +148,9 @@ class _Network:
         return F.normalize(self.model.text_projection(self.model.text_model(**wanted).pooler_output).float(), dim=-1)
 
 
+_LOADING = threading.Lock()
+
+
 @cache
 def _network(folder: Path, device: torch.device) -> _Network:
     return _Network(folder, device)
@@ -162,7 +166,8 @@ class _LearnedMetric(ClipMetric):
         self.folder = folder
 
     def network(self, clip: Tensor) -> _Network:
-        return _network(self.folder, clip.device)
+        with _LOADING:  # rows are measured in threads
+            return _network(self.folder, clip.device)
 
     def frames(self, edited: Tensor, reference: Reference) -> Tensor:
         """(B, T, D) unit vectors of the edits."""

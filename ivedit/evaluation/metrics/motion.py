@@ -139,13 +139,14 @@ class MotionAgreement(ClipMetric):
 
 def _moving(clip: Tensor) -> Tensor:
     """(B, T, 3, H, W) -> (B, (T - 1) * 64): share of moving pixels in each cell and step."""
-    side = max(3, min(clip.shape[-2:]) // 21 | 1)
+    cell = max(1, min(clip.shape[-2:]) // 64)  # a frame of 64 pixels is looked at pixel by pixel, larger ones coarser
     found = []
     for part in frame_chunks(clip, 1):
         frames = clip[:, part].float()
         steps = (frames[:, 1:] - frames[:, :-1]).flatten(0, 1)
-        # large neighbourhoods need not be looked at around every pixel
-        mean = F.avg_pool2d(steps, side, max(1, side // 3), side // 2, count_include_pad=False)
+        if cell > 1:
+            steps = F.avg_pool2d(steps, cell, ceil_mode=True)
+        mean = F.avg_pool2d(steps, 3, 1, 1, count_include_pad=False)
         moved = (mean.abs().amax(dim=1, keepdim=True) > _MOVED).float()
         found.append(F.adaptive_avg_pool2d(moved, 8).reshape(len(clip), -1))
     return torch.cat(found, dim=1)
