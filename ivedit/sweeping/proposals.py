@@ -6,12 +6,13 @@ ask at the same moment evaluate the same point (its own documentation says so).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import itertools
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -26,6 +27,7 @@ from ivedit.sweeping.spec import Choice, PriorStudy, PrunerSpec, Range, SamplerS
 
 __all__ = [
     "PRUNERS", "SAMPLERS", "check_options", "grid_points", "make_pruner", "make_sampler", "prior_params", "suggest",
+    "without_advice",
 ]  # fmt: skip
 
 SAMPLERS: Mapping[str, Any] = {
@@ -64,6 +66,9 @@ def check_options(kind: str, name: str, options: Mapping[str, Any]) -> list[str]
             make_sampler(SamplerSpec(name, 0, options), 0)
         else:
             make_pruner(PrunerSpec(name, options=options))
+        if name == "hyperband":  # which looks at its options when the first trial reports
+            halving = {key: value for key, value in options.items() if key != "max_resource"}
+            optuna.pruners.SuccessiveHalvingPruner(**halving)
     except (TypeError, ValueError) as error:
         return [f"{kind}.options of {name}: {error}"]
     return []
@@ -93,8 +98,7 @@ def make_sampler(spec: SamplerSpec, slot: int, prior: Sequence[Any] = ()) -> Bas
     made = SAMPLERS[spec.name] or optuna.samplers.RandomSampler  # a grid's parameters are fixed beforehand
     told = [spec.seed, slot, *(source.study for source in prior if isinstance(source, PriorStudy))]
     seed = int.from_bytes(hashlib.sha256(repr(told).encode()).digest()[:4], "big")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with without_advice():
         try:
             return made(seed=seed, **spec.options)
         except ImportError as error:
@@ -103,9 +107,17 @@ def make_sampler(spec: SamplerSpec, slot: int, prior: Sequence[Any] = ()) -> Bas
 
 def make_pruner(spec: PrunerSpec | None) -> BasePruner:
     """The pruner of a stage; one that never prunes where none is asked for."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with without_advice():
         return PRUNERS[spec.name](**spec.options) if spec is not None else optuna.pruners.NopPruner()
+
+
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """Optuna's warnings, kept off the screen: that a sampler is experimental, that a step does not reach ``high``."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"optuna\.")
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 def suggest(trial: optuna.Trial, name: str, space: Range | Choice) -> Any:

@@ -116,9 +116,10 @@ class StudyStore(FilledStudy):
         sampler = proposals.make_sampler(self.stage.sampler, claim.slot, self.stage.prior)
         pruner = proposals.make_pruner(self.stage.pruner)
         study = optuna.study.Study(self.stage.study, self._storage, sampler, pruner)
-        trial = optuna.Trial(study, cast(int, claim.trial_id))
-        for name, space in self.stage.space.items():
-            proposals.suggest(trial, name, space)
+        trial = optuna.Trial(study, claim.trial_id)
+        with proposals.without_advice():
+            for name, space in self.stage.space.items():
+                proposals.suggest(trial, name, space)
         return trial
 
     # -- owning --------------------------------------------------------------------------------------
