@@ -21,7 +21,7 @@ from ivedit.sweeping.tables import arm_means, best_slots
 if TYPE_CHECKING:
     from ivedit.tracking import ChildRun, SweepRun
 
-__all__ = ["SoFar", "mirror_sweep", "open_sweep_run", "slot_tags"]
+__all__ = ["SoFar", "best_first", "mirror_sweep", "open_sweep_run", "slot_tags"]
 
 SoFar = Sequence[tuple[Stage, Sequence[SlotResult]]]
 """The stages begun so far, in order, each with all its slots (also those waiting and running)."""
@@ -36,11 +36,13 @@ def open_sweep_run(sweep: Sweep, identity: str, uri: str) -> SweepRun:
     """The sweep's parent run, found or created, RUNNING. IveditError when the store cannot be used."""
     from ivedit.tracking import SweepRun
 
-    note = f"{sweep.summary}\n\nSweep folder: `{sweep.folder}`".strip()
     tags = {"sweep": sweep.name, "kind": sweep.kind}
-    return SweepRun(
-        uri, sweep.experiment, identity, name=sweep.name, note=note, tags=tags, output_dir=sweep.output_dir
-    )
+    return SweepRun(uri, sweep.experiment, identity, name=sweep.name, tags=tags, output_dir=sweep.output_dir)
+
+
+def best_first(sweep: Sweep) -> dict[str, Any]:
+    """How MLflow sorts the sweep's runs: by its first objective."""
+    return {"best": f"objective/{sweep.objectives[0].metric}", "ascending": sweep.objectives[0].direction == "minimize"}
 
 
 def slot_tags(
@@ -169,19 +171,21 @@ def _tell_parent(parent: SweepRun, sweep: Sweep, stages: SoFar) -> None:
         f"slots/{state.lower()}": float(sum(result.state == state for result in every))
         for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
     }
-    tags: dict[str, str] = {}
+    runs = f"[Its runs beside each other]({parent.page(**best_first(sweep))[1:]})"
+    note = f"{sweep.summary}\n\n{runs}. Sweep folder: `{sweep.folder.resolve()}`"
+    tags: dict[str, str] = {"mlflow.note.content": note.strip()}
     params: dict[str, Any] = {"sampler": sweep.sampler.name} if sweep.kind == "search" else {}
     params |= {"objective": ", ".join(f"{o.direction} {o.metric}" for o in sweep.objectives)}
     if sweep.arms:
         params |= {"arms": ", ".join(arm.name for arm in sweep.arms), "seeds": ", ".join(map(str, sweep.seeds))}
     for stage, results in stages:
-        counts |= {f"mean/{name}": value for name, value in arm_means(stage, results).items()}
+        counts |= arm_means(stage, results)
         for objective, best in best_slots(stage, results) if stage.cells is None else ():
             place = stage.folder_name(best.slot)
             assert best.values is not None
-            counts[f"best/{stage.name}/{objective.metric}"] = best.values[stage.objectives.index(objective)]
+            counts[f"best/{objective.metric}"] = best.values[stage.objectives.index(objective)]
             chosen = ", ".join(f"{key}={value}" for key, value in flatten(dict(best.params)).items())
-            tags[f"best/{stage.name}/{objective.metric}"] = f"{place} ({chosen})" if chosen else place
+            tags[f"best/{objective.metric}"] = f"{place} ({chosen})" if chosen else place
     ended = sum(result.state in _STATUS for result in every)
     parent.update(parent.read(parent.run_id), tags=tags, params=flatten(params), metrics=counts, step=ended)
     if (sweep.folder / "sweep.yaml").exists():

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from ivedit.runfolder import redact
 from ivedit.sweeping.folders import read_sweep
-from ivedit.sweeping.mirror import SoFar, mirror_sweep, open_sweep_run
+from ivedit.sweeping.mirror import SoFar, best_first, mirror_sweep, open_sweep_run
 from ivedit.sweeping.plots import draw_plots
 from ivedit.sweeping.spec import Stage, Sweep
 from ivedit.sweeping.tables import write_tables
@@ -116,7 +116,7 @@ class SweepRecorder:
     def hint(self) -> str:
         """Where to look at the sweep."""
         if self.parent is not None:
-            return self.parent.hint()
+            return self.parent.hint(**best_first(self.sweep))
         return f"imported into MLflow by: python -m ivedit.report --import {self.sweep.folder}"
 
     def _refresh(self, stages: SoFar) -> None:

@@ -56,12 +56,16 @@ def best_slots(stage: Stage, results: Sequence[SlotResult]) -> Iterator[tuple[Ob
 
 
 def arm_means(stage: Stage, results: Sequence[SlotResult]) -> dict[str, float]:
-    """``{"<stage>/<arm>/<metric>": mean over the slots finished so far}`` of a grid; empty for a search."""
+    """``{"<stage> mean <metric>/<arm>": mean over the slots finished so far}`` of a grid; empty for a search.
+
+    MLflow draws what stands before the slash as a section of charts.
+    """
     found: dict[str, list[float]] = {}
     for result in results:
         for objective, value in zip(stage.objectives, result.values or (), strict=False):
             if result.cell is not None:
-                found.setdefault(f"{stage.name}/{result.cell.arm}/{objective.metric}", []).append(value)
+                name = f"{stage.name} mean {objective.metric.replace('/', '_')}/{result.cell.arm}"
+                found.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 

@@ -6,11 +6,12 @@ them (configuration, results, frames, pace) to make the same report. Nothing is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from ivedit.errors import IveditError, or_nearest
 from ivedit.runfolder import RunFolder, redact, write_json_atomic
 from ivedit.tracking_uri import check_server, check_sqlite, check_uri, explain_failure, sqlite_file
 
-__all__ = ["fetch_sweep"]
+__all__ = ["fetch_runs", "fetch_sweep"]
 
 _PACE = "train/loss"
 """The metric whose points say when which step was done."""
 
+_FILES = ("config.yaml", "environment.json", "results.json")
 _STATES = {"FINISHED": "FINISHED", "FAILED": "FAILED", "KILLED": "STOPPED"}
 
 
@@ -40,6 +42,55 @@ def fetch_sweep(uri: str, name: str, folder: Path, *, frames: bool = True) -> Pa
         ConfigError: an address that cannot work.
         IveditError: the store cannot be read, or has no such sweep (the nearest name is told).
     """
+    with _reading(uri) as client:
+        parent = _find_parent(client, uri, name)
+        place = folder / str(parent.data.tags.get("sweep", name))
+        (place / "runs").mkdir(parents=True, exist_ok=True)
+        _download(client, parent.info.run_id, "sweep.yaml", place)
+        if not (place / "sweep.yaml").is_file():
+            raise IveditError(f"the MLflow run {parent.info.run_id} of the sweep {name} holds no sweep.yaml")
+        if frames:
+            _download(client, parent.info.run_id, "plots", place)
+        where = f"tags.\"ivedit.sweep_id\" = '{parent.data.tags['ivedit.sweep_id']}'"
+        for run in _search(client, where):
+            tags = run.data.tags
+            if tags.get("ivedit.role") != "sweep" and "superseded_by" not in tags and "run_folder" in tags:
+                own = place / "runs" / Path(tags["run_folder"]).name
+                _fetch_run(client, run, own, (*_FILES, *(("media/frames",) if frames else ())))
+    return place
+
+
+def fetch_runs(uri: str, experiment: str, folder: Path, *, files: Sequence[str]) -> list[Path]:
+    """Rebuild the folders of an experiment's runs under ``folder``, the oldest first, sweeps' parents left out.
+
+    Args:
+        uri: An MLflow store or server.
+        experiment: Its name there.
+        folder: Where to put them.
+        files: Which artifacts to fetch, where a run has them.
+
+    Raises:
+        ConfigError: an address that cannot work.
+        IveditError: the store cannot be read, or has no such experiment.
+    """
+    with _reading(uri) as client:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            known = [other.name for other in client.search_experiments(max_results=1000)]
+            hint = or_nearest(experiment, known)
+            raise IveditError(f"the MLflow store {redact(uri)} has no experiment {experiment}: {hint}")
+        places = []
+        for run in sorted(_search(client, "", [found.experiment_id]), key=lambda run: run.info.start_time):
+            tags = run.data.tags
+            if tags.get("ivedit.role") != "sweep" and "superseded_by" not in tags and "run_folder" in tags:
+                places.append(folder / Path(tags["run_folder"]).name)
+                _fetch_run(client, run, places[-1], files)
+    return places
+
+
+@contextlib.contextmanager
+def _reading(uri: str) -> Iterator[Any]:
+    """A client of a store that must exist; what it raises is one plain line."""
     check_uri(uri)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -53,21 +104,7 @@ def fetch_sweep(uri: str, name: str, folder: Path, *, frames: bool = True) -> Pa
             check_sqlite(database)
         from mlflow import MlflowClient
 
-        client = MlflowClient(uri)
-        parent = _find_parent(client, uri, name)
-        place = folder / str(parent.data.tags.get("sweep", name))
-        (place / "runs").mkdir(parents=True, exist_ok=True)
-        _download(client, parent.info.run_id, "sweep.yaml", place)
-        if not (place / "sweep.yaml").is_file():
-            raise IveditError(f"the MLflow run {parent.info.run_id} of the sweep {name} holds no sweep.yaml")
-        if frames:
-            _download(client, parent.info.run_id, "plots", place)
-        where = f"tags.\"ivedit.sweep_id\" = '{parent.data.tags['ivedit.sweep_id']}'"
-        for run in _search(client, where):
-            tags = run.data.tags
-            if tags.get("ivedit.role") != "sweep" and "superseded_by" not in tags and "run_folder" in tags:
-                _fetch_run(client, run, place / "runs" / Path(tags["run_folder"]).name, frames=frames)
-    return place
+        yield MlflowClient(uri)
 
 
 def _find_parent(client: Any, uri: str, name: str) -> Any:
@@ -80,9 +117,10 @@ def _find_parent(client: Any, uri: str, name: str) -> Any:
     return max(found, key=lambda run: run.info.start_time)
 
 
-def _search(client: Any, where: str) -> Iterator[Any]:
-    """Active runs of all experiments."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments(max_results=1000)]
+def _search(client: Any, where: str, experiments: list[str] | None = None) -> Iterator[Any]:
+    """Active runs of these experiments, or of all."""
+    if experiments is None:
+        experiments = [experiment.experiment_id for experiment in client.search_experiments(max_results=1000)]
     token = None
     while experiments:
         page = client.search_runs(experiments, where, max_results=500, page_token=token)
@@ -92,17 +130,15 @@ def _search(client: Any, where: str) -> Iterator[Any]:
             return
 
 
-def _fetch_run(client: Any, run: Any, place: Path, *, frames: bool) -> None:
+def _fetch_run(client: Any, run: Any, place: Path, files: Sequence[str]) -> None:
     """One slot's run as a run folder; a run that has not told its configuration yet is left out."""
-    (place / "media").mkdir(parents=True, exist_ok=True)
-    for name in ("config.yaml", "environment.json", "results.json"):
+    place.mkdir(parents=True, exist_ok=True)
+    for name in files:
         _download(client, run.info.run_id, name, place)
     if not (place / "config.yaml").is_file():
         return
     if not (place / "environment.json").is_file():
         write_json_atomic(place / "environment.json", {})
-    if frames:
-        _download(client, run.info.run_id, "media/frames", place)
     folder, tags = RunFolder(place), run.data.tags
     state = "PRUNED" if tags.get("pruned") == "true" else _STATES.get(run.info.status, "RUNNING")
     write_json_atomic(place / "status.json", {

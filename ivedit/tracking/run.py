@@ -31,7 +31,7 @@ from ivedit.recording import (
     telling,
 )
 from ivedit.runfolder import RunFolder, process_rank, redact, same_number
-from ivedit.tracking.store import clean, connect, milliseconds, page_hint
+from ivedit.tracking.store import charts_page, clean, connect, milliseconds, page_hint
 from ivedit.tracking_uri import check_uri, default_uri, explain_failure, first_line
 
 logger = logging.getLogger("ivedit.tracking")
@@ -144,7 +144,7 @@ class MlflowTracker(Tracker):
 
     def hint(self) -> str:
         """See `Tracker.hint`."""
-        return page_hint(self.uri, self.experiment_id)
+        return page_hint(self.uri, charts_page(self.experiment_id))
 
     def replay(self) -> None:
         """Send everything that the run folder holds; what the store has already stays as it is."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ivedit.errors import IveditError
 from ivedit.runfolder import redact
@@ -43,6 +44,7 @@ def connect(uri: str, experiment: str, output_dir: Path) -> tuple[Any, str]:
     one that lost against another machine, which no lock of ours can hold, tries again.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines per run, into a sweep's table
     # Defaults retry for minutes, which would stand still in the middle of training.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -97,10 +99,21 @@ def store_lock(uri: str) -> Iterator[None]:
         yield
 
 
-def page_hint(uri: str, experiment_id: str) -> str:
-    """How to open the charts of an experiment's runs."""
+def charts_page(experiment_id: str, *, where: str = "", best: str = "", ascending: bool = False) -> str:
+    """The address, after the server's, of the charts of an experiment's runs.
+
+    ``where``: MLflow's filter; ``best``: a metric to sort by, without which MLflow hides nested runs in their parents.
+    """
+    chosen = {"searchFilter": where, "orderByKey": f"metrics.`{best}`" if best else ""}
+    query = "".join(f"{key}={quote(value, safe='')}&" for key, value in chosen.items() if value)
+    if best:
+        query += f"orderByAsc={'true' if ascending else 'false'}&"
     # MLflow opens on its pages for chat models; this address leads to the runs' charts.
-    place = f"/#/experiments/{experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
+    return f"/#/experiments/{experiment_id}/runs?{query}compareRunsMode=CHART&workflowType=machine_learning"
+
+
+def page_hint(uri: str, place: str) -> str:
+    """How to open a page of the store in a browser."""
     if uri.startswith("http"):
         return f"compare runs at {uri.rstrip('/')}{place}"
     return (

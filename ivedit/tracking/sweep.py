@@ -17,7 +17,7 @@ from typing import Any
 
 from ivedit.runfolder import RunFolder, redact
 from ivedit.tracking.run import PARAM_CUT, import_run
-from ivedit.tracking.store import clean, connect, page_hint, store_lock
+from ivedit.tracking.store import charts_page, clean, connect, page_hint, store_lock
 from ivedit.tracking_uri import check_uri, explain_failure
 
 __all__ = ["ChildRun", "SweepRun"]
@@ -46,7 +46,6 @@ class SweepRun:
         experiment: MLflow experiment, created when new.
         sweep_id: The sweep's own name for itself: tag ``ivedit.sweep_id`` of the parent and of its children.
         name: Shown in MLflow.
-        note: Markdown, shown on the parent's page.
         tags: Further tags of the parent.
         output_dir: Where the artifacts of a new experiment go unless the store keeps them elsewhere.
 
@@ -55,14 +54,13 @@ class SweepRun:
     """
 
     def __init__(
-        self, uri: str, experiment: str, sweep_id: str, *, name: str, note: str, tags: Mapping[str, str],
-        output_dir: Path,
-    ) -> None:  # fmt: skip
+        self, uri: str, experiment: str, sweep_id: str, *, name: str, tags: Mapping[str, str], output_dir: Path
+    ) -> None:
         self.uri = check_uri(uri)
         self.sweep_id = sweep_id
         self._experiment = experiment
         self._own = {
-            "ivedit.sweep_id": sweep_id, "ivedit.role": "sweep", "mlflow.note.content": note,
+            "ivedit.sweep_id": sweep_id, "ivedit.role": "sweep",
             "mlflow.source.name": "python -m ivedit.sweep", "mlflow.source.type": "LOCAL", **tags,
         }  # fmt: skip
         self._name = name
@@ -143,12 +141,20 @@ class SweepRun:
 
     def end(self, status: str, reason: str | None = None) -> None:
         """End the parent: FINISHED, FAILED or KILLED; the tag ``reason`` says why."""
-        self.client.set_tag(self.run_id, "reason", redact(reason or "")[:5000])
+        if reason:
+            self.client.set_tag(self.run_id, "reason", redact(reason)[:5000])
+        elif "reason" in self.read(self.run_id).tags:  # an earlier end's
+            self.client.delete_tag(self.run_id, "reason")
         self.client.set_terminated(self.run_id, status)
 
-    def hint(self) -> str:
-        """Where to look: the sweep's runs beside each other."""
-        return page_hint(self.uri, self.experiment_id)
+    def page(self, best: str, *, ascending: bool) -> str:
+        """The address, after the server's, of the slots' runs beside each other, the best by a metric first."""
+        where = f"tags.\"mlflow.parentRunId\" = '{self.run_id}'"
+        return charts_page(self.experiment_id, where=where, best=best, ascending=ascending)
+
+    def hint(self, best: str, *, ascending: bool) -> str:
+        """How to open that page."""
+        return page_hint(self.uri, self.page(best, ascending=ascending))
 
     def _find_or_create(self) -> str:
         """Under a lock of this machine; what other machines do at the same moment is settled by `find`."""

@@ -85,7 +85,7 @@ def test_the_parent_carries_the_table_the_plots_and_the_counts_and_ends_as_the_s
     played.recorder.close("FINISHED")
     found = parent.read(parent.run_id)
     assert found.status == "FINISHED" and found.name == "trial"
-    assert found.metrics["mean/final/near/success"] == 0.625 and found.metrics["slots/complete"] == 4
+    assert found.metrics["final mean success/near"] == 0.625 and found.metrics["slots/complete"] == 4
     assert found.params["arms"] == "near, far" and found.params["seeds"] == "0, 1"
     files = artifacts(parent.client, parent.run_id)
     tables = {"tables/slots.csv", "tables/slots.md", "tables/slots.json"}
