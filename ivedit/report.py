@@ -56,7 +56,9 @@ examples:
       exit code 1 when that table is not what the records say
   python -m ivedit.report --import runs/*
       show runs made with tracking.kind=none (on a machine without MLflow) in MLflow; again changes nothing. The folder
-      of a sweep is shown whole, its runs below one of its own"""
+      of a sweep is shown whole, its runs below one of its own
+  python -m ivedit.report --import docs/results --uri sqlite:///published.db
+      the published records as runs in MLflow"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -287,6 +289,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _import(folders: Iterable[Path], uri: str | None) -> int:
+    from ivedit.reporting.published import import_record
     from ivedit.sweeping.folders import is_sweep_folder
     from ivedit.sweeping.records import import_sweep
     from ivedit.tracking import import_run
@@ -297,6 +300,11 @@ def _import(folders: Iterable[Path], uri: str | None) -> int:
             if is_sweep_folder(folder):
                 found += 1
                 print(f"{folder}: MLflow run {import_sweep(folder, uri)} and its slots' runs below it")
+                continue
+            if not (folder / "status.json").is_file() and (records := _records_in(folder)):
+                for record in records:
+                    found += 1
+                    print(f"{folder}: MLflow run {import_record(record, uri or _default_uri())} ({record['run']})")
                 continue
             run = open_run(folder)
             found += 1
@@ -309,6 +317,20 @@ def _import(folders: Iterable[Path], uri: str | None) -> int:
     if not found and not failed:
         raise IveditError("nothing to import: none of these is a folder of a run or of a sweep")
     return 1 if failed else 0
+
+
+def _records_in(path: Path) -> list[dict[str, Any]]:
+    """Records of runs, where ``path`` is one or a folder of them; nothing for any other path that exists."""
+    try:
+        return load_records(path)
+    except NothingToReport:
+        return []
+
+
+def _default_uri() -> str:
+    from ivedit.tracking_uri import default_uri
+
+    return os.environ.get("MLFLOW_TRACKING_URI") or default_uri("runs")
 
 
 def _say_skipped(other: NothingToReport) -> None:
