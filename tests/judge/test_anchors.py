@@ -77,6 +77,15 @@ def test_a_judge_that_answers_the_same_to_everything_is_valid_for_nothing():
     assert all(r.right == 0 for one in result.verdicts for r in one.relations)
 
 
+def test_pictures_arrive_whole_as_they_are_shown_by_default():
+    oracle = Oracle()
+    with serving(oracle, SCENES[:2]) as backend:
+        cases = AnchorCases(SCENES[:2], list(METRICS))
+        result = judge_anchors(cases, list(METRICS.values()), backend, None, Asking(repeats=1, attempts=1))
+    assert oracle.violations == []
+    assert all(r.accuracy == 1.0 for one in result.verdicts for r in one.relations)
+
+
 def test_photographs_of_a_user_serve_as_anchors_too():
     scenes = list(MaskedScenes(panned_clips(8)))
     oracle = Oracle(moments=4)

@@ -20,7 +20,7 @@ from ivedit.judge.protocol import METRICS, Metric, question_key, questions, show
 from ivedit.judge.record import Record
 from ivedit.judge.runner import judge
 from ivedit.judge.showing import Shown
-from tests.judge.tiny_vlm import make_tiny_vlm, teach
+from tests.judge.tiny_vlm import make_tiny_onevision, make_tiny_vlm, teach
 
 SMALL = Shown(frames=2, smallest=28)
 REDNESS = Metric("RED", "Redness", "How red?", {"score": {5: "red", 1: "blue"}}, show_edit, False)
@@ -180,6 +180,17 @@ def test_weights_in_half_precision_read_pictures_in_it_and_are_another_judge(fol
     plain = LocalBackend(folder, max_tokens=4)
     assert half.sampling != plain.sampling
     assert question_key(question, half.model, half.sampling) != question_key(question, plain.model, plain.sampling)
+
+
+def test_a_model_of_another_family_reads_the_same_pictures_at_their_places(tmp_path):
+    backend = LocalBackend(make_tiny_onevision(tmp_path / "onevision"), max_tokens=4)
+    question = one(noise(4))
+    inputs = backend._inputs(question, None)
+    assert len(inputs["pixel_values"]) == len(question.images) == 16
+    text = backend._processor.tokenizer.decode(inputs["input_ids"][0])
+    places = [text.index(f"{image.label}:<image>") for image in question.images]
+    assert places == sorted(places)
+    assert ask(backend, question).usage["completion_tokens"] <= 4
 
 
 def test_torchvision_is_not_needed(folder):
