@@ -64,12 +64,13 @@ def measure(cases: int, kills: int, share: float, seed: int) -> dict[str, Any]:
 
     total = cases * len(METRICS) * REPEATS
     draw = random.Random(seed)
-    places = sorted(draw.sample(range(total // 20, total - total // 20), kills))
+    places = sorted(draw.sample(range(total // 20, 3 * total // 4), kills))
     started = time.monotonic()
-    with FaultServer(share, stall=TIMEOUT + 5, delay=0.02) as server, tempfile.TemporaryDirectory() as folder:
+    with FaultServer(share, stall=TIMEOUT + 5, delay=0.05) as server, tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "judge.jsonl"
         command = [sys.executable, __file__, "--child", server.url, str(record), "--cases", str(cases)]
         persisted: list[tuple[dict[tuple[str, int], str], int]] = []
+        done_kills = 0
         for place in [*places, None]:
             persisted.append((replies(record), len(server.calls)))
             process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -77,13 +78,14 @@ def measure(cases: int, kills: int, share: float, seed: int) -> dict[str, Any]:
                 time.sleep(0.01)
             if place is not None and process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
-            if (code := process.wait()) not in (0, -signal.SIGKILL):
+            code = process.wait()
+            done_kills += code == -signal.SIGKILL
+            if code not in (0, -signal.SIGKILL):
                 raise SystemExit(f"the judging process failed with exit code {code}")
         kept, held, calls = replies(record), read_record(record), list(server.calls)
         written = sum('"event": "reply"' in line for line in record.read_text().splitlines() if line.endswith("}"))
         case_list = clips(cases)
         found = judge(case_list, list(METRICS.values()), ReplayBackend(record), None, asking())
-    done_kills = len(held.sessions) - 1
     by_id = {case.id: case for case in case_list}
     scenarios = {call.question: call.scenario for call in calls}
     sent = {call.id: call for call in calls if call.id}

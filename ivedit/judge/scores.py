@@ -142,7 +142,8 @@ def score_table(
         cells[judgement.method][judgement.metric].append(judgement)
     problems = [_missing(method, name, cells[method][name], limit) for method in methods for name in names]
     if found := [problem for problem in problems if problem]:
-        raise TableRefused("\n".join([f"the table is refused: more than {limit:.0%} of judgements are missing", *found]))
+        reason = f"the table is refused: more than {limit:.0%} of judgements are missing"
+        raise TableRefused("\n".join([reason, *found]))
 
     per_clip = {method: _per_clip(cells[method], metrics) for method in methods}
     columns = (*names, *OVERALL) if set(METRICS) <= set(names) else tuple(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from ivedit.config import Config
@@ -10,7 +11,7 @@ from ivedit.judge.judgements import STATUSES
 from ivedit.judge.prompts import prompts_page
 from ivedit.judge.protocol import METRICS
 from ivedit.judge.scores import LIMIT
-from tests.pages import read
+from tests.pages import ROOT, read
 
 
 def test_the_page_of_prompts_is_what_a_judge_reads():
@@ -28,3 +29,9 @@ def test_the_guide_names_metrics_states_anchors_and_limits_as_they_are():
     assert f"more than {LIMIT:.0%}" in page
     judge = Config().judge
     assert judge.frames == 8 and "8 pairs of frames" in page and list(METRICS) == judge.metrics
+
+
+def test_the_guide_tells_the_proof_as_it_is_stored():
+    report = json.loads((ROOT / "benchmarks" / "records" / "judge_faults.json").read_text())
+    said = f"{report['judgements']} judgements, {report['faulty_questions']} of them faulty"
+    assert said in " ".join(read("docs/judge.md").split())

@@ -17,7 +17,7 @@ from tests.judge.faults import FAULTS, MODEL, SCENARIOS, FaultServer, clips, tru
 
 EVERY = list(METRICS.values())
 SMALL = Shown(frames=4, smallest=16)
-FAST = Asking(repeats=1, shown=SMALL, wait=0.005, attempts=3, concurrency=4)
+FAST = Asking(repeats=1, shown=SMALL, wait=0.005, attempts=4, concurrency=4)
 
 
 def backend(server: FaultServer, **settings) -> HttpBackend:
@@ -28,8 +28,8 @@ def backend(server: FaultServer, **settings) -> HttpBackend:
 def test_each_fault_ends_in_its_state_and_never_in_a_wrong_score(scenario: str, tmp_path):
     status, repaired = SCENARIOS[scenario]
     cases = clips(2)
-    with FaultServer(scenario, stall=2) as server, Record(tmp_path / "r.jsonl") as record:
-        asked = backend(server, timeout=0.5 if scenario == "stall" else 20)
+    with FaultServer(scenario, stall=3) as server, Record(tmp_path / "r.jsonl") as record:
+        asked = backend(server, timeout=1.5 if scenario == "stall" else 20)
         found = judge(cases, [METRICS["IA"], METRICS["VF"]], asked, record, FAST)
     assert [j.status for j in found] == [status] * 4, found
     assert all(j.repaired == repaired for j in found)
@@ -47,8 +47,8 @@ def replayed(path, cases, metrics, asking=FAST):
 def test_every_kind_of_fault_among_good_replies_leaves_exact_states_and_right_scores(tmp_path):
     cases = clips(12, ("a", "b"))
     by_id = {case.id: case for case in cases}
-    with FaultServer(0.5, stall=2) as server, Record(tmp_path / "r.jsonl") as record:
-        found = judge(cases, EVERY, backend(server, timeout=1), record, FAST)
+    with FaultServer(0.5, stall=4) as server, Record(tmp_path / "r.jsonl") as record:
+        found = judge(cases, EVERY, backend(server, timeout=3), record, FAST)
         scenarios = {call.question: call.scenario for call in server.calls}
     assert len(found) == 24 * 4 == len(scenarios)
     assert len(set(scenarios.values())) > len(FAULTS) // 2
