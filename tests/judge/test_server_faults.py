@@ -71,6 +71,15 @@ def test_a_key_comes_from_the_environment_and_stays_out_of_records_even_when_a_s
     assert "secret" not in stored + str(found) and "Bearer ***" in stored
 
 
+def test_a_server_on_this_machine_is_reached_whatever_proxy_is_set(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with FaultServer() as server:
+        assert judge(clips(1), [METRICS["IA"]], backend(server), None, FAST)[0].status == "ok"
+
+
 @pytest.mark.parametrize(("settings", "said"), [
     ({"base_url": "ftp://host/v1"}, "base_url"),
     ({"base_url": "host:8000"}, "base_url"),

@@ -99,7 +99,8 @@ class HttpBackend:
             headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
             # How many questions are under way is the runner's business: no limit of its own here.
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-            self._client = httpx.AsyncClient(headers=headers, timeout=self._timeout, limits=limits)
+            elsewhere = self.address.host not in ("localhost", "127.0.0.1", "::1")  # no proxy leads to this machine
+            self._client = httpx.AsyncClient(headers=headers, timeout=self._timeout, limits=limits, trust_env=elsewhere)
         return self._client
 
     async def ask(self, question: Question, repair: Repair | None = None) -> Reply:
