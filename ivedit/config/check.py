@@ -271,6 +271,14 @@ def _betas_below_one(c: Config) -> Iterator[str]:
         yield "AdamW's betas must be below 1; the usual ones are 0.9 and 0.99"
 
 
+@rule("train.optimizer", "train.momentum")
+def _momentum_is_of_muon(c: Config) -> Iterator[str]:
+    if c.train.momentum == 1:
+        yield "with momentum 1 no gradient ever arrives; the usual one is 0.95"
+    if c.train.optimizer != "muon" and _changed(c, "train.momentum"):
+        yield "AdamW has betas in place of it; set train.optimizer=muon, or train.beta1"
+
+
 @rule("train.capture", "train.accelerator", "train.devices", "train.nodes", "backbone.gradient_checkpointing")
 def _capture_is_possible(c: Config) -> Iterator[str]:
     if c.train.capture != "on":

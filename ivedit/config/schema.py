@@ -139,6 +139,13 @@ class FlowConfig:
     shift: Optional[float] = _f(
         None, "sigma = k r / (1 + (k - 1) r); null: k of the backbone folder's scheduler.", above=0
     )
+    change_share: float = _f(
+        0.0,
+        "Least share of the training loss that belongs to the places where source and target latents differ, whatever "
+        "their area; 0: every place counts alike. Needs no mask.",
+        min=0,
+        max=1,
+    )
     draws_per_pair: int = _f(
         1, "How many (sigma, noise) draws share one source pass in a training step.", min=1
     )
@@ -192,6 +199,11 @@ class TrainConfig:
     )
     batch_size: int = _f(64, "Pairs per device and micro-batch.", min=1)
     accumulate: int = _f(1, "Micro-batches per optimiser step.", min=1)
+    optimizer: str = _f(
+        "adamw", "adamw, or muon: orthogonalised momentum for matrices, AdamW for the rest.",
+        choices=("adamw", "muon"),
+    )
+    momentum: float = _f(0.95, "Momentum of muon.", min=0, max=1)
     lr: float = _f(1e-3, "Peak learning rate.", above=0)
     weight_decay: float = _f(0.01, "AdamW weight decay.", min=0)
     beta1: float = _f(0.9, "AdamW beta1.", min=0, max=1)

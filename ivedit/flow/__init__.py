@@ -7,6 +7,7 @@ closed form. Notation as in docs/method.md: ``x_sigma = (1 - sigma) x0 + sigma n
 from ivedit.flow.draws import clip_seeds, draw_noise, even_draws, mix_seed, stratified, training_draws
 from ivedit.flow.sampling import build_scheduler, denoise, guided
 from ivedit.flow.schedule import (
+    change_weight,
     interpolate,
     predict_x0,
     sample_sigma,
@@ -18,6 +19,7 @@ from ivedit.flow.schedule import (
 
 __all__ = [
     "build_scheduler",
+    "change_weight",
     "clip_seeds",
     "denoise",
     "draw_noise",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "change_weight",
     "interpolate",
     "predict_x0",
     "sample_sigma",
@@ -92,6 +93,32 @@ def predict_x0(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     return x - _beside(sigma, x) * velocity
 
 
-def velocity_loss(v_hat: Tensor, v: Tensor) -> Tensor:
-    """Mean squared error of each sample, in float32: (B, ...), (B, ...) -> (B,)."""
-    return (v_hat.float() - v.float()).square().flatten(1).mean(dim=1)
+def change_weight(source: Tensor, target: Tensor, share: float, scale: float = 0.25) -> Tensor:
+    """Weight of each latent place in the loss, so that a small edit counts as much as what it leaves alone.
+
+    ``a = d^2 / (d^2 + scale^2)`` with d the root mean square, over channels, of target - source: 0 where nothing
+    changes, 1 where much does. ``w = 1 - share + share * a / mean(a)``: places that change hold at least ``share`` of the
+    weight, whatever their area. ``mean(a)`` is kept above 1/16, which bounds w; w is then divided by its mean.
+
+    Args:
+        source: Latents (B, Z, F, h, w).
+        target: The same shape.
+        share: In [0, 1]; 0: equal weights.
+        scale: Distance, in standard deviations of the latents, that counts as half a change.
+
+    Returns:
+        (B, 1, F, h, w) float32 with mean 1 in each sample.
+    """
+    squared = (target.float() - source.float()).square().mean(dim=1, keepdim=True)
+    a = squared / (squared + scale**2)
+    places = tuple(range(1, a.ndim))
+    weight = 1 - share + share * a / a.mean(dim=places, keepdim=True).clamp(min=1 / 16)
+    return weight / weight.mean(dim=places, keepdim=True)
+
+
+def velocity_loss(v_hat: Tensor, v: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error of each sample, in float32: (B, ...), (B, ...) -> (B,); ``weight`` broadcasts to them."""
+    squared = (v_hat.float() - v.float()).square()
+    if weight is not None:
+        squared = squared * weight
+    return squared.flatten(1).mean(dim=1)

@@ -40,7 +40,7 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "pretrain_text": ("pretrain_text",),
     "pretrain_reader": ("pretrain_reader",),
     "pretrain_vae": ("pretrain_vae",),
-    "pretrain_dit": ("pretrain_dit", "pretrain_dit_more"),
+    "pretrain_dit": ("pretrain_dit", "pretrain_dit_more", "pretrain_dit_clips", "pretrain_dit_last"),
 }
 """For each task, the shipped experiments that made the shipped weights: one a piece, in order."""
 

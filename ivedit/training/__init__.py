@@ -5,7 +5,7 @@ from ivedit.training.checkpoint import reached_step, read_checkpoint
 from ivedit.training.ema import Ema
 from ivedit.training.loader import RunLoader
 from ivedit.training.module import EditModule
-from ivedit.training.optim import build_adamw, clip_and_guard, warmup_cosine
+from ivedit.training.optim import build_adamw, build_optimizer, clip_and_guard, warmup_cosine
 from ivedit.training.run import TrainOutcome, train
 from ivedit.training.trainer import build_trainer, fit
 
@@ -15,6 +15,7 @@ __all__ = [
     "RunLoader",
     "TrainOutcome",
     "build_adamw",
+    "build_optimizer",
     "build_trainer",
     "clip_and_guard",
     "ema_weights",

@@ -23,6 +23,7 @@ from ivedit.data.text import TextStates
 from ivedit.editor import Editor, EditText, save_editor
 from ivedit.errors import IveditError
 from ivedit.flow import (
+    change_weight,
     draw_noise,
     even_draws,
     interpolate,
@@ -33,7 +34,7 @@ from ivedit.flow import (
 )
 from ivedit.training.bins import BinMeans
 from ivedit.training.captured import StaticStep, to_device
-from ivedit.training.optim import build_adamw, clip_and_guard, warmup_cosine
+from ivedit.training.optim import build_optimizer, clip_and_guard, warmup_cosine
 
 __all__ = ["EditModule", "training_shift"]
 
@@ -109,10 +110,7 @@ class EditModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         train = self.cfg.train
-        optimizer = build_adamw(
-            self.trained_parameters(), lr=train.lr, weight_decay=train.weight_decay, beta1=train.beta1,
-            beta2=train.beta2,
-        )  # fmt: skip
+        optimizer = build_optimizer(self.trained_parameters(), train)
         schedule = warmup_cosine(optimizer, warmup=train.warmup_steps, total=self.max_steps, final=train.final_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -140,13 +138,21 @@ class EditModule(L.LightningModule):
         wanted = self.cfg.train.precision
         return wanted == "bf16-mixed" or (wanted == "auto" and self.device.type == "cuda")
 
-    def sample_losses(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def training_losses(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """`sample_losses` with the weights that training gives to the places of a pair (``flow.change_share``)."""
+        share = self.cfg.flow.change_share
+        if share == 0:
+            return self.sample_losses(tensors)
+        return self.sample_losses(tensors, change_weight(tensors["source"], tensors["target"], share))
+
+    def sample_losses(self, tensors: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
         """Velocity loss of each (pair, draw): (B * draws,), from tensors alone, so that it can be captured.
 
         Args:
             tensors: ``source``, ``target`` (B, Z, 1, h, w); ``sigma`` (B*D,), ``noise`` (B*D, Z, 1, h, w), the D
                 draws of a pair consecutive, all sharing one source pass; ``target_states`` (B, L, D_text),
                 ``target_mask`` (B, L) and, where they are other texts, the same of ``gate`` and ``source``.
+            weight: (B, 1, 1, h, w) of the places of each pair, with mean 1; None: all alike.
         """
         draws = len(tensors["sigma"]) // len(tensors["target"])
         parts: dict[str, TextStates] = {}
@@ -165,7 +171,9 @@ class EditModule(L.LightningModule):
                 target = target.repeat_interleave(draws, dim=0)
             x = interpolate(target, tensors["noise"], tensors["sigma"])
             v_hat = self.editor.velocity(self.backbone, x, tensors["sigma"], context, text)
-        return velocity_loss(v_hat, velocity_target(target, tensors["noise"]))
+        if weight is not None:
+            weight = weight.repeat_interleave(draws, dim=0)
+        return velocity_loss(v_hat, velocity_target(target, tensors["noise"]), weight)
 
     def step_tensors(
         self, batch: Batch, r: Tensor, noise_seeds: Sequence[int], *, shift: float, kind: str
@@ -211,7 +219,7 @@ class EditModule(L.LightningModule):
             if first:
                 self.optimizers().zero_grad(set_to_none=True)  # type: ignore[union-attr]
             on_device = {name: to_device(value, self.device) for name, value in tensors.items()}
-            losses = self.sample_losses(on_device)
+            losses = self.training_losses(on_device)
             self.manual_backward(losses.mean() / accumulate)
             return losses.detach()
         losses, sums = replayed  # the gradients are overwritten by the next replay: no zeroing, no copy
@@ -272,7 +280,7 @@ class EditModule(L.LightningModule):
         if names in self._captured:
             return self._captured[names](tensors)
         step = StaticStep(
-            self.sample_losses, self.trained_parameters(), self.device, graph=self.device.type == "cuda"
+            self.training_losses, self.trained_parameters(), self.device, graph=self.device.type == "cuda"
         )
         try:
             result = step(tensors)

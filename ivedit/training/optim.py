@@ -1,15 +1,18 @@
-"""AdamW with a linear warm-up and a cosine decay, and clipping that never waits for the device."""
+"""The optimisers, with a linear warm-up and a cosine decay, and clipping that never waits for the device."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["build_adamw", "clip_and_guard", "lr_factor", "warmup_cosine"]
+from ivedit.training.muon import MuonAdamW
+
+__all__ = ["build_adamw", "build_optimizer", "clip_and_guard", "lr_factor", "warmup_cosine"]
 
 
 def lr_factor(step: int, *, warmup: int, total: int, final: float) -> float:
@@ -42,6 +45,14 @@ def build_adamw(
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), fused=True)
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], train: Any) -> torch.optim.Optimizer:
+    """What ``train.optimizer`` names (``train`` is the configuration's section), over these parameters."""
+    shared = {"lr": train.lr, "weight_decay": train.weight_decay, "beta1": train.beta1, "beta2": train.beta2}
+    if train.optimizer == "muon":
+        return MuonAdamW(parameters, momentum=train.momentum, **shared)
+    return build_adamw(parameters, **shared)
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ ALLOWED = {
     "few clips of few operations": ["data.operations=[add]", "evaluation.clips=1"],
     "few clips unevaluated": ["evaluation.clips=1", "evaluation.enabled=false"],
     "one frame": ["evaluation.frames=1"],
-    "rank of low-rank weights": ["editor.variant=side_by_side", "editor.rank=8"],
+    "rank of low-rank weights": ["editor.variant=side_by_side", "editor.mlp=0", "editor.rank=8"],
     "a plugin's names": ["plugins=[my.module]", "editor.variant=mine", "data.reader=theirs"],
 }
 

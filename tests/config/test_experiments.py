@@ -24,8 +24,12 @@ DIFFERS = {
     "control_no_copy_path": {"editor.copy_path": False},
     "control_tuned_attention": {"editor.variant": "tuned_attention"},
     "control_joint_source": {"editor.source_attention": "joint"},
+    "control_no_token_map": {"editor.mlp": 0},
+    "control_adamw": {"train.optimizer": "adamw"},
+    "control_even_loss": {"flow.change_share": 0.0},
+    "control_target_caption": {"text.target": "target_caption"},
     "control_still_clip": {"evaluation.controls": ["source_copy", "frozen", "vae_ceiling", "still_clip"]},
-    "baseline_vifeedit": {"editor.variant": "side_by_side", "text.source": "instruction"},
+    "baseline_vifeedit": {"editor.mlp": 0, "editor.variant": "side_by_side", "text.source": "instruction"},
 }
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivedit.flow import (
+    change_weight,
     interpolate,
     predict_x0,
     sample_sigma,
@@ -101,3 +102,34 @@ def test_the_loss_is_the_mean_square_of_each_sample_in_float32():
     squares = torch.tensor([0.0, 1.0, 4.0, 9.0])
     torch.testing.assert_close(velocity_loss(v + offset, v), squares, atol=1e-5, rtol=1e-5)
     assert velocity_loss(v.bfloat16(), v.bfloat16()).dtype == torch.float32
+
+
+def test_places_that_change_hold_the_asked_share_of_the_loss_however_few_they_are():
+    source = torch.zeros(3, 4, 1, 8, 8)
+    target = source.clone()
+    target[0, :, :, :2, :3] = 5.0  # 6 of 64 places
+    target[1, :, :, :, :] = 5.0  # all of them
+    weight = change_weight(source, target, 0.5)  # the third pair does not change
+    assert weight.shape == (3, 1, 1, 8, 8)
+    torch.testing.assert_close(weight.mean(dim=(1, 2, 3, 4)), torch.ones(3))
+    changed = weight[0, :, :, :2, :3].sum() / weight[0].sum()
+    torch.testing.assert_close(changed, torch.tensor(0.5 + 0.5 * 6 / 64), atol=2e-3, rtol=0)
+    torch.testing.assert_close(weight[1:], torch.ones(2, 1, 1, 8, 8))
+    torch.testing.assert_close(change_weight(source, target, 0.0), torch.ones(3, 1, 1, 8, 8))
+
+
+def test_the_weight_of_a_tiny_change_is_bounded():
+    source, target = torch.zeros(1, 4, 1, 32, 32), torch.zeros(1, 4, 1, 32, 32)
+    target[0, :, 0, 5, 5] = 9.0
+    weight = change_weight(source, target, 1.0)
+    assert weight[0, 0, 0, 5, 5] / weight.mean() < 32 * 32 + 1 and torch.isfinite(weight).all()
+    mild = change_weight(source, target, 0.5)
+    assert 1 + 8 < mild.max() / mild.min() < 1 + 17
+
+
+def test_a_weighted_loss_is_the_weighted_mean():
+    torch.manual_seed(0)
+    v_hat, v = torch.randn(2, 4, 1, 3, 3), torch.randn(2, 4, 1, 3, 3)
+    weight = torch.rand(2, 1, 1, 3, 3)
+    expected = [((v_hat[i] - v[i]).square() * weight[i]).mean() for i in range(2)]
+    torch.testing.assert_close(velocity_loss(v_hat, v, weight), torch.stack(expected))

@@ -1,0 +1,118 @@
+"""Muon: orthogonalised momentum for the matrices of an editor, AdamW for its vectors.
+
+Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with the update scaled to the root mean
+square of an AdamW step (arXiv 2502.16982), so that one learning rate serves both. `torch.optim.Muon` computes the same,
+one matrix at a time; an editor has 150 small ones of a few shapes, which are orthogonalised here together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MuonAdamW", "orthogonalise"]
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_STEPS = 5
+_RMS_OF_ADAMW = 0.2
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Nearly the nearest semi-orthogonal matrices: five quintic Newton-Schulz steps, singular values end near 1.
+
+    Args:
+        matrices: (N, a, b).
+
+    Returns:
+        (N, a, b), in bfloat16, in which the iteration runs (it is stable there).
+    """
+    x = matrices.bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    a, b, c = _COEFFICIENTS
+    for _ in range(_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """One optimiser: Muon with Nesterov momentum steps the matrices, fused AdamW everything else, without decay.
+
+    A step whose gradients are not finite (`found_inf`, see `ivedit.training.optim.clip_and_guard`) changes nothing.
+
+    Args:
+        parameters: What is trained.
+        lr: Learning rate of both.
+        weight_decay: Decoupled, of the matrices.
+        beta1: Of AdamW.
+        beta2: Of AdamW.
+        momentum: Of Muon, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        weight_decay: float,
+        beta1: float,
+        beta2: float,
+        momentum: float,
+    ) -> None:
+        every = list(parameters)
+        matrices = [p for p in every if p.ndim == 2 and min(p.shape) > 1]
+        chosen = {id(p) for p in matrices}
+        groups = [
+            {"params": matrices, "weight_decay": weight_decay, "momentum": momentum},
+            {"params": [p for p in every if id(p) not in chosen], "weight_decay": 0.0, "momentum": None},
+        ]
+        groups = [group for group in groups if group["params"]]
+        super().__init__(groups, lr=lr, betas=(beta1, beta2), fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of all groups."""
+        groups = self.param_groups
+        try:
+            self.param_groups = [group for group in groups if group["momentum"] is None]
+            loss = super().step(closure)
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group["momentum"] is not None:
+                shapes: dict[torch.Size, list[nn.Parameter]] = {}
+                for p in group["params"]:
+                    if p.grad is not None:
+                        shapes.setdefault(p.shape, []).append(p)
+                for shape, alike in shapes.items():
+                    self._step_alike(alike, shape, float(group["lr"]), group["weight_decay"], group["momentum"])
+        return loss
+
+    def _step_alike(
+        self, parameters: list[nn.Parameter], shape: torch.Size, lr: float, decay: float, momentum: float
+    ) -> None:
+        """Muon on matrices of one shape."""
+        averages = []
+        for p in parameters:
+            state = self.state[p]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+                state["step"] = torch.zeros(())  # AdamW's loader expects one
+            averages.append(state["momentum_buffer"])
+        gradients = torch.stack([p.grad for p in parameters])  # type: ignore[misc]
+        average = torch.stack(averages)
+        # A tensor on the device, 0 for a bad step: nothing waits for it.
+        alive = 1 - getattr(self, "found_inf", torch.zeros((), device=gradients.device)).to(gradients.dtype)
+        gradients = torch.where(alive > 0, gradients, 0.0)
+        average = torch.lerp(average, gradients, (1 - momentum) * alive)
+        update = orthogonalise(torch.lerp(gradients, average, momentum)).to(average.dtype)
+        torch._foreach_copy_(averages, list(average.unbind(0)))
+        step = update * (alive * -lr * _RMS_OF_ADAMW * max(shape) ** 0.5)
+        torch._foreach_mul_(parameters, 1 - lr * decay * alive)
+        torch._foreach_add_(parameters, list(step.unbind(0)))
