@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ivedit.errors import ConfigError, IveditError
+from ivedit.judge.backends.base import NoReply
 from ivedit.judge.backends.http import HttpBackend
 from ivedit.judge.backends.replay import ReplayBackend
 from ivedit.judge.protocol import METRICS
@@ -20,8 +24,8 @@ SMALL = Shown(frames=4, smallest=16)
 FAST = Asking(repeats=1, shown=SMALL, wait=0.005, attempts=4, concurrency=4)
 
 
-def backend(server: FaultServer, **settings) -> HttpBackend:
-    return HttpBackend(server.url, MODEL, **{"timeout": 20, **settings})
+def backend(server: FaultServer, **changes) -> HttpBackend:
+    return HttpBackend(server.url, MODEL, **{"timeout": 20, **changes})
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -146,3 +150,31 @@ def test_replies_under_another_name_are_kept_and_count_once_the_name_is_said_to_
                 found = judge(clips(3), asked, backend(server), record, replace(FAST, **settings))
             assert {j.status for j in found} == statuses and len(server.calls) == calls
     assert "set judge.returned_model=served" in found[0].reason
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2)
+    | st.dictionaries(st.sampled_from(["choices", "message", "content", "text", "type", "error", "usage"]), inner),
+    max_leaves=8,
+)
+MESSAGES = st.fixed_dictionaries({}, optional={"content": ANY, "refusal": ANY, "role": ANY})
+CHOICES = st.lists(st.fixed_dictionaries({}, optional={"message": MESSAGES | ANY, "finish_reason": ANY}), max_size=2)
+BODIES = st.fixed_dictionaries(
+    {}, optional={"choices": CHOICES | ANY, "model": ANY, "usage": ANY, "id": ANY, "error": ANY}
+)
+
+
+@settings(max_examples=400, deadline=None, database=None, derandomize=True)
+@given(BODIES.map(json.dumps).map(str.encode) | ANY.map(json.dumps).map(str.encode) | st.binary(max_size=30),
+       st.sampled_from([200, 200, 200, 400, 404, 429, 500, 302]))  # fmt: skip
+def test_whatever_a_server_sends_is_a_reply_that_can_be_kept_or_none(content, status):
+    try:
+        reply = HttpBackend("http://host/v1", MODEL)._reply(status, {}, content)
+    except NoReply as error:
+        assert error.reason and "\n" not in error.reason
+        return
+    for value in (reply.text, reply.model, reply.finish_reason, reply.refusal, reply.id):
+        assert value is None or type(value) is str
+    assert all(type(count) is int for count in reply.usage.values())
+    assert status == 200 or reply.finish_reason == "content_filter"

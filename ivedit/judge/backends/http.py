@@ -116,7 +116,7 @@ class HttpBackend:
             ):
                 content = await _read(response)
         except TimeoutError:
-            raise NoReply(f"no reply within {self._timeout:g} s", again=True) from None
+            raise NoReply(f"no reply within {self._timeout:g} s", again=True, nobody=not self._heard) from None
         except httpx.RequestError as error:
             reason = self._clean(f"{type(error).__name__}: {error}")
             raise NoReply(f"the connection failed ({reason})", again=True, nobody=not self._heard) from None
