@@ -165,20 +165,22 @@ class FilledStudy:
         trials = self._storage.get_all_trials(self._number, deepcopy=False)
         return Slots(self.stage, trials, self.retries)
 
-    def _top_up(self, alone: bool = False) -> None:
+    def _top_up(self, slots: Slots | None = None, *, alone: bool = False) -> bool:
         """Give every slot that has not ended and has no living trial a new one, with the parameters it had.
 
-        ``alone``: nobody else can be filling this study, which saves reading it again before each slot.
+        ``slots``: how they were a moment ago. ``alone``: nobody else can be filling this study, which saves reading it
+        again before each slot. True: something was written.
         """
-        slots = self.now()
-        for trial in slots.superseded():
+        slots = slots or self.now()
+        superseded, missing = slots.superseded(), slots.missing()
+        for trial in superseded:
             self._end(trial._trial_id, TrialState.FAIL, DUPLICATE)
-        for slot in slots.missing():
+        for slot in missing:
             if not alone:
                 slots = self.now()
-                if slot not in slots.missing():
-                    continue
-            self._add(slots, slot)
+            if alone or slot in slots.missing():
+                self._add(slots, slot)
+        return bool(superseded or missing)
 
     def _add(self, slots: Slots, slot: int) -> int:
         """A waiting trial for a slot; returns the storage's number of it."""

@@ -147,6 +147,7 @@ def _database(url: str, scheme: str) -> BaseStorage:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     else:
         url = "postgresql+psycopg://" + url.partition("://")[2]
+        options |= {"pool_size": 1, "max_overflow": 10}  # a worker holds one connection of the server's, no more
         # A connection that a dead network swallowed is noticed in seconds, instead of hanging for good.
         options["connect_args"] = {"connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": 20_000}
         _need("psycopg", "postgresql", "postgres")

@@ -72,9 +72,12 @@ class StudyStore(FilledStudy):
         Slots of dead workers are taken back first. A search's parameters are drawn here. Renew the claim at least
         three times per ``lease_seconds``, from this process.
         """
-        self._reclaim()
-        self._top_up()
-        for trial in self.now().waiting():
+        slots = self.now()
+        if self._reclaim(slots):
+            slots = self.now()
+        if self._top_up(slots):
+            slots = self.now()
+        for trial in slots.waiting():
             if (claim := self._take(trial, worker)) is not None:
                 return claim
         return None
@@ -213,14 +216,14 @@ class StudyStore(FilledStudy):
         A worker on another machine is given up when its lease stood still while this process was looking on, so the
         first call after a start finds only the dead of this machine.
         """
-        taken = self._reclaim()
+        taken = self._reclaim(self.now())
         if taken:
             self._top_up()
         return taken
 
-    def _reclaim(self) -> list[Attempt]:
+    def _reclaim(self, slots: Slots) -> list[Attempt]:
         taken = []
-        for trial in self.now().running():
+        for trial in slots.running():
             if self.given_up(trial):
                 reason = f"{read_worker(lease_of(trial)) or 'a worker'} died, or was cut off from the storage"
                 if self._end(trial._trial_id, TrialState.FAIL, {"lost": {"reason": reason}}):

@@ -1,26 +1,26 @@
-"""A worker process for `test_crowd`: claims, holds, renews and finishes slots, and dies at a random moment.
-
-    python -m tests.sweeping.crowd FOLDER STORAGE SWEEP N_TRIALS SEED LIFE
-
-``LIFE`` is for how many seconds it lives before it kills itself with SIGKILL, wherever it is then; 0: until all is
-done. While it holds a slot, a file ``held/SLOT`` with its process id says so; a slot that somebody else holds already
-is written to ``violations``.
-"""
+"""What `test_crowd` and `test_storage` start in processes of their own, forked from one that has done the imports."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import random
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
+
+from optuna.trial import TrialState
 
 from ivedit.sweeping.claims import Worker, process_started
+from ivedit.sweeping.storage import open_storage
 from ivedit.sweeping.study import StudyStore
-from tests.sweeping.stages import search
+from tests.sweeping.stages import grid, search
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.sweeping.crowd"])
 
 
 def value_of(slot: int) -> float:
@@ -28,7 +28,12 @@ def value_of(slot: int) -> float:
     return 1 / (slot + 3)
 
 
-def main(folder: Path, storage: str | None, sweep: str, n_trials: int, seed: int, life: float) -> None:
+def work(folder: Path, storage: str | None, sweep: str, n_trials: int, seed: int, life: float) -> None:
+    """A worker: claims, holds, renews and finishes slots until all is done.
+
+    While it holds a slot, a file ``held/SLOT`` with its process id says so; a slot that somebody else holds already is
+    written to ``violations``. It kills itself with SIGKILL, wherever it is then, within ``life`` seconds; 0: it lives.
+    """
     numbers = random.Random(seed)
     store = StudyStore(search(n_trials, sweep), storage, folder, lease_seconds=30)
     if life:
@@ -53,6 +58,23 @@ def main(folder: Path, storage: str | None, sweep: str, n_trials: int, seed: int
         assert store.finish(claim, "COMPLETE", [value_of(claim.slot)])
 
 
-if __name__ == "__main__":
-    place, address, name, count, start, seconds = sys.argv[1:]
-    main(Path(place), address if address != "-" else None, name, int(count), int(start), float(seconds))
+def pop_all(url: str, barrier: Any, popped: Any) -> None:
+    """Take over waiting trials of the study ``race`` as fast as possible; at the end None."""
+    storage = open_storage(url, Path())
+    number = storage.get_study_id_from_name("race")
+    barrier.wait()
+    while waiting := storage.get_all_trials(number, deepcopy=False, states=(TrialState.WAITING,)):
+        if storage.set_trial_state_values(waiting[0]._trial_id, TrialState.RUNNING):
+            popped.put(waiting[0].number)
+    popped.put(None)
+
+
+def first_start(url: str, folder: Path, barrier: Any, said: Any) -> None:
+    """Make the study ``first`` in a database that may be new; says how many slots it has, or what went wrong."""
+    barrier.wait()
+    try:
+        store = StudyStore(grid(4, sweep="first"), url, folder)
+        store.prepare()
+        said.put(len(store.slots()))
+    except BaseException as error:
+        said.put(repr(error))

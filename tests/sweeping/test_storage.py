@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import resource
 import signal
 import socket
@@ -24,6 +23,7 @@ from ivedit.sweeping.storage import JOURNAL, JournalFile, open_storage, serve, s
 from ivedit.sweeping.study import StudyStore
 from tests.postgres import Postgres, running, why_not
 from tests.sweeping.conftest import free_port, with_package
+from tests.sweeping.crowd import PROCESSES, first_start, pop_all
 from tests.sweeping.stages import grid, search
 
 ME = Worker.here("me")
@@ -118,16 +118,6 @@ def test_a_journal_in_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path:
 # -- sqlite ---------------------------------------------------------------------------------------------
 
 
-def pop_all(url: str, barrier: object, popped: object) -> None:
-    storage = open_storage(url, Path())
-    number = storage.get_study_id_from_name("race")
-    barrier.wait()  # type: ignore[attr-defined]
-    while waiting := storage.get_all_trials(number, deepcopy=False, states=(TrialState.WAITING,)):
-        if storage.set_trial_state_values(waiting[0]._trial_id, TrialState.RUNNING):
-            popped.put(waiting[0].number)  # type: ignore[attr-defined]
-    popped.put(None)  # type: ignore[attr-defined]
-
-
 def test_two_processes_never_take_the_same_trial_from_sqlite(tmp_path: Path):
     """With Optuna's own way to open it, four processes took 40 waiting trials about 60 times."""
     url = f"sqlite:///{tmp_path}/race.db"
@@ -135,10 +125,8 @@ def test_two_processes_never_take_the_same_trial_from_sqlite(tmp_path: Path):
     number = storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], "race")
     for _ in range(30):
         storage.create_new_trial(number, optuna.trial.create_trial(state=TrialState.WAITING))
-    context = multiprocessing.get_context("fork")  # which spares each the imports; nothing of sqlite is open here
-    storage._backend.engine.dispose()  # type: ignore[attr-defined]
-    barrier, popped = context.Barrier(3), context.Queue()
-    workers = [context.Process(target=pop_all, args=(url, barrier, popped)) for _ in range(3)]
+    barrier, popped = PROCESSES.Barrier(3), PROCESSES.Queue()
+    workers = [PROCESSES.Process(target=pop_all, args=(url, barrier, popped)) for _ in range(3)]
     for worker in workers:
         worker.start()
     taken: Counter[int] = Counter()
@@ -275,19 +263,8 @@ def test_a_server_that_restarts_loses_no_slot(tmp_path: Path):
 def test_several_machines_make_the_tables_at_the_same_moment(tmp_path: Path, postgres: Postgres):
     """A new database, four processes that start as one."""
     for url in (f"sqlite:///{tmp_path}/new.db", postgres.database()):
-        context = multiprocessing.get_context("fork")
-        barrier, said = context.Barrier(4), context.Queue()
-
-        def start(url: str = url, barrier: object = barrier, said: object = said) -> None:
-            barrier.wait()  # type: ignore[attr-defined]
-            try:
-                store = StudyStore(grid(4, sweep="first"), url, tmp_path)
-                store.prepare()
-                said.put(len(store.slots()))  # type: ignore[attr-defined]
-            except BaseException as error:
-                said.put(repr(error))  # type: ignore[attr-defined]
-
-        workers = [context.Process(target=start) for _ in range(4)]
+        barrier, said = PROCESSES.Barrier(4), PROCESSES.Queue()
+        workers = [PROCESSES.Process(target=first_start, args=(url, tmp_path, barrier, said)) for _ in range(4)]
         for worker in workers:
             worker.start()
         assert [said.get(timeout=60) for _ in workers] == [4] * 4
