@@ -18,7 +18,7 @@ from ivedit.errors import ConfigError, or_nearest
 from ivedit.runfolder import redact
 from ivedit.sweeping.schema import STRUCTURES, SweepConfig
 
-__all__ = ["RECORD", "Entry", "Given", "arguments_of", "own_keys", "read", "refuse"]
+__all__ = ["RECORD", "Entry", "Given", "arguments_of", "own_keys", "read", "refuse", "written"]
 
 RECORD = "sweep.yaml"
 """The resolved sweep in its own folder; a sweep file like any other."""
@@ -72,8 +72,9 @@ def read(reference: str, arguments: Sequence[str]) -> Given:
     ``reference`` is a shipped name, a path ending in .yaml, or the folder of a sweep that was started before.
     ConfigError when there is no such file or it is no YAML; all other faults are collected in ``problems``.
     """
-    started = Path(reference).expanduser() / RECORD
-    path = started.resolve() if "/" in reference and started.is_file() else experiments.SWEEPS.find(reference)
+    folder = Path(reference).expanduser()
+    started = "/" in reference and (folder / RECORD).is_file()
+    path = (folder / RECORD).resolve() if started else experiments.SWEEPS.find(reference)
     table = fields(SweepConfig)
     given = Given(path, {key: item.default for key, item in table.items()}, {}, {})
     given.values["name"] = path.stem
@@ -82,6 +83,8 @@ def read(reference: str, arguments: Sequence[str]) -> Given:
     where = experiments.shown(path)
     for key, value in content.items():
         taken.add(key, Entry(value, f"{where}:{lines[key]}" if key in lines else where), typed=False)
+    if started:  # wherever it lies now
+        taken.add("output_dir", Entry(str(folder.parent), where), typed=False)
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or not key:
@@ -212,6 +215,13 @@ def arguments_of(settings: dict[str, Entry]) -> tuple[str, ...]:
     return tuple(
         f"{key}={entry.text if entry.text is not None else show(entry.value)}" for key, entry in settings.items()
     )
+
+
+def written(key: str, entry: Entry) -> Any:
+    """A setting's value for a sweep file: words that YAML would take for numbers stay words."""
+    item = fields().get(key)
+    words = item is not None and item.kind == "str" and entry.text is not None and entry.value is not None
+    return entry.text if words else entry.value
 
 
 def refuse(problems: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from ivedit.config.compose import compose
 from ivedit.config.fields import show
 from ivedit.errors import ConfigError, IveditError
 from ivedit.recording import telling
-from ivedit.runfolder import redact, write_json_atomic, write_text_atomic
+from ivedit.runfolder import write_json_atomic, write_text_atomic
 from ivedit.sweeping.parse import RECORD
 from ivedit.sweeping.spec import Arm, Cell, SlotResult, Stage, Sweep, changed_message, changes
 
@@ -243,5 +243,6 @@ def keep_definition(sweep: Sweep) -> None:
 
 
 def sweep_yaml(sweep: Sweep) -> str:
-    """The sweep as a file that ``sweep=./FILE.yaml`` reads back to the same sweep; passwords are left out."""
-    return redact(yaml.safe_dump(dict(sweep.definition), sort_keys=False, allow_unicode=True, width=120))
+    """The sweep as a file that reads back to the same sweep; passwords are left out of its addresses."""
+    text = yaml.safe_dump(dict(sweep.definition), sort_keys=False, allow_unicode=True, width=120)
+    return re.sub(r"(\w[\w+.-]*://[^\s/:@]*):[^\s/@]+@", r"\1@", text)

@@ -12,7 +12,7 @@ from ivedit.config.fields import fields
 from ivedit.errors import ConfigError
 from ivedit.sweeping import spaces
 from ivedit.sweeping import structures as read_as
-from ivedit.sweeping.parse import Entry, Given, arguments_of, own_keys, read, refuse
+from ivedit.sweeping.parse import Entry, Given, arguments_of, own_keys, read, refuse, written
 from ivedit.sweeping.rules import grid_faults, launch_faults, search_faults, setting_faults
 from ivedit.sweeping.schema import FOR_KIND, STRUCTURES, SweepConfig
 from ivedit.sweeping.spec import Arm, Objective, PrunerSpec, SamplerSpec, Sweep, Tune
@@ -180,19 +180,20 @@ class _Sweeping:
     def _content(self, arms: tuple[Arm, ...]) -> dict[str, Any]:
         """The sweep as a file would write it: what was given, in the order in which to read it.
 
-        Experiments are written as the run takes them, because this file stands in another folder than the first.
+        Experiments are written as the run takes them, because this file stands in another folder than the first; where
+        it stands says what ``output_dir`` is.
         """
         given = self.given
         if arms:
             given.structures["arms"] = Entry([{arm.name: list(arm.settings)} for arm in arms], given.source("arms"))
-        settings = {key: entry.value for key, entry in given.settings.items()}
+        settings = {key: written(key, entry) for key, entry in given.settings.items()}
         content: dict[str, Any] = {}
         for key in own_keys():
             if key == "settings" and settings:
                 content[key] = settings
             elif key in STRUCTURES and key in given.structures:
                 _put(content, key, given.structures[key].value)
-            elif key in given.sources or key in ("name", "kind"):
+            elif (key in given.sources and key != "output_dir") or key in ("name", "kind"):
                 _put(content, key, given.values[key])
         return {key: value for key, value in content.items() if value is not None or key in fields(SweepConfig)}
 

@@ -17,7 +17,7 @@ from ivedit.config import Config, to_dict
 from ivedit.config.check import CONTROLS
 from ivedit.config.compose import compose
 from ivedit.config.fields import BadValue, coerce, fields, show
-from ivedit.errors import ConfigError
+from ivedit.errors import ConfigError, or_nearest
 from ivedit.sweeping.parse import Given
 from ivedit.sweeping.spec import Arm, Choice, Objective, PrunerSpec, Range, SamplerSpec, Tune
 
@@ -25,6 +25,13 @@ __all__ = ["Runs", "grid_faults", "launch_faults", "search_faults", "setting_fau
 
 UNEVALUATED = ("trained_weights",)
 """Objectives that are known without an evaluation."""
+
+METRICS = (
+    "clip_direction", "clip_frames", "clip_text", "dino_frames", "edit_progress", "edited_psnr", "edited_ssim",
+    "flicker_ratio", "kept_psnr", "kept_ssim", "motion_agreement", "motion_ratio", "pickscore", "sharpness_ratio",
+    "success", "warp_error",
+)  # fmt: skip
+"""Metrics of an evaluation, known without importing it (a test compares); plugins may bring others."""
 
 STORAGES = ("sqlite", "postgres", "postgresql", "postgresql+psycopg", "grpc")
 MOST_POINTS = 24
@@ -181,10 +188,17 @@ def _run_faults(config: Config, given: Given, objectives: Iterable[Objective]) -
         yield f"train.nodes={train.nodes}: a sweep's child runs on one machine; set train.nodes=1"
     if train.devices > gpus and train.accelerator != "cpu":
         yield f"train.devices={train.devices}: a child has gpus_per_trial={gpus}; set gpus_per_trial={train.devices}"
+    known = (*METRICS, *UNEVALUATED, "seconds_per_clip")
     for objective in objectives:
+        if "/" not in objective.metric and objective.metric not in known and not config.plugins:
+            yield (
+                f"objective {objective.metric}: no run measures it; {or_nearest(objective.metric, known)} Metrics of "
+                "training have a slash, such as val/loss"
+            )
+            continue
         evaluated = config.task == "edit" and config.evaluation.enabled
-        known = "/" in objective.metric or objective.metric in UNEVALUATED or config.plugins
-        if not evaluated and not known and (config.task == "edit" or config.task.startswith("pretrain_")):
+        other = "/" in objective.metric or objective.metric in UNEVALUATED or config.plugins
+        if not evaluated and not other and (config.task == "edit" or config.task.startswith("pretrain_")):
             yield (
                 f"objective {objective.metric}: it comes from an evaluation, and this run has none; set "
                 "evaluation.enabled=true or choose a metric of training such as val/loss"

@@ -70,6 +70,7 @@ REFUSED = {
     "no arm can run": (GRID, ["train.batch_size=20000"], "one optimiser step takes 20000 pairs"),
     "objective without evaluation": (GRID, ["evaluation.enabled=false"], "it comes from an evaluation"),
     "objective of no direction": (GRID, ["objectives={success: up}"], "up is not one of maximize, minimize"),
+    "objective that nothing measures": (GRID, ["objectives={sucess: maximize}"], "did you mean success"),
     "no objective": (GRID, ["objectives={}"], "names no metric"),
     # -- tuning
     "tune on test clips": (TUNED, ["tune.settings={evaluation.split: test}"], "not chosen on test clips"),
@@ -83,7 +84,7 @@ REFUSED = {
     "tune of a range": (TUNED, ["tune.space={train.lr: {low: 1, high: 2}}"], "is no list of values"),
     "tune and set": (TUNED, ["train.lr=1e-3"], "every arm's own is chosen by tune"),
     "tune by two metrics": (TUNED, ["tune.objective={success: maximize, val/loss: minimize}"], "one metric decides"),
-    "tune that cannot run": (TUNED, ["tune.space={data.pairs: [13000, 4]}"], "one optimiser step takes 32 pairs"),
+    "tune that cannot run": (TUNED, ["tune.space={data.pairs: [13000, 4]}"], "lower train.batch_size"),
     "unknown key in tune": (TUNED + "  \n", ["tune.sede=[1]"], "did you mean tune.seeds"),
     # -- claims
     "claim about no arm": (GRID + "claims: [{better: imvideoedit, than: nothing}]\n", [], "there is no arm 'nothing'"),
@@ -184,6 +185,14 @@ def test_the_same_without_the_fault_is_accepted(content: str, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(content, encoding="utf-8")
     assert resolve(["sweep=./mine.yaml"]).name == "mine"
+
+
+def test_the_metrics_that_are_known_without_an_evaluation_are_those_that_exist():
+    from ivedit.evaluation.metrics import METRICS
+    from ivedit.sweeping import rules
+
+    shipped = [name for name in METRICS.names() if METRICS.get(name).__module__.startswith("ivedit.")]
+    assert sorted(shipped) == sorted(rules.METRICS)
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -219,6 +219,7 @@ def test_the_kept_sweep_file_reads_back_to_the_same_sweep(content: dict[str, Any
     keep_definition(sweep)
     again = resolve(["sweep=runs/mine"])
     assert dataclasses.replace(again, definition={}) == dataclasses.replace(sweep, definition={})
+    assert again.folder == sweep.folder
     assert plan.sweep_yaml(again) == plan.sweep_yaml(sweep)
 
 
@@ -250,6 +251,20 @@ def test_a_password_is_not_kept_in_the_folder():
     assert sweep.storage == "postgresql://me:secret@host/db"
     keep_definition(sweep)
     assert not any(b"secret" in path.read_bytes() for path in Path("runs").rglob("*") if path.is_file())
+    assert resolve(["sweep=runs/mine"]).storage == "postgresql://me@host/db"  # PGPASSWORD or ~/.pgpass has it
+
+
+def test_the_folder_of_a_started_sweep_stands_for_it_wherever_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sweep = make(GRID, "output_dir=here/and", "tracking.experiment=007")
+    keep_definition(sweep)
+    assert resolve(["sweep=here/and/mine"]).folder == Path("here/and/mine")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = resolve([f"sweep={tmp_path}/here/and/mine"])
+    assert again.folder == tmp_path / "here/and/mine"
+    assert again.experiment == sweep.experiment == "007"
+    keep_definition(again)
+    assert resolve([f"sweep={tmp_path}/here/and/mine", "output_dir=new"]).folder == Path("new/mine")
 
 
 # -- when two sweeps are the same one --------------------------------------------------------------------------------

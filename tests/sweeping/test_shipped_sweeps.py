@@ -93,7 +93,23 @@ def test_data_scale_goes_from_250_to_13000_pairs_with_equal_steps(sweeps: dict[s
     cells = (undecided_stage(sweeps["data_scale"], FINAL).cells or ())[: len(sweeps["data_scale"].arms)]
     configs = [compose(cell.settings).config for cell in cells]
     assert [c.data.pairs for c in configs] == [250, 500, 1000, 2000, 4000, 8000, 13000]
-    assert {c.train.max_steps for c in configs} == {5 * 13000 // 32 - 1}  # as imvideoedit: 406 whole batches an epoch
+    method = compose(["experiment=imvideoedit"]).config
+    steps = method.train.epochs * (method.data.pairs // method.train.batch_size)  # of whole batches
+    assert {c.train.max_steps for c in configs} == {steps}
+
+
+def test_narrow_modules_in_twice_as_many_blocks_have_as_many_weights(sweeps: dict[str, Sweep]):
+    from ivedit.backbone import Backbone
+    from ivedit.editor import VARIANTS, editor_config
+
+    spec = Backbone.load("wan-sprites", components=()).spec
+    weights = {}
+    for arm in sweeps["block_placement"].arms:
+        settings = editor_config(compose(arm.settings).config.editor)
+        weights[arm.name] = VARIANTS.get(settings["variant"]).expected_parameters(settings, spec)
+    assert weights["all_narrow"] == pytest.approx(weights["control_every_2"], rel=0.01)
+    assert weights["every_2_narrow"] == pytest.approx(weights["control_every_4"], rel=0.01)
+    assert weights["control_every_2"] == pytest.approx(weights["imvideoedit"] / 2, rel=0.01)
 
 
 def test_the_sampler_search_trains_nothing(sweeps: dict[str, Sweep]):
