@@ -50,12 +50,12 @@ class AnchorCases:
     def __init__(self, scenes: Sequence[AnchorScene], metrics: Sequence[str]) -> None:
         self.scenes = scenes
         needed = {kind for name in metrics for pair in RELATIONS.get(name, ()) for kind in pair}
-        self.places = [
-            (number, kind)
-            for number in range(len(scenes))
-            for kind in KINDS
-            if kind in needed and anchor_clip(scenes[number], kind, scenes) is not None
-        ]
+        self.places: list[tuple[int, str]] = []
+        for number in range(len(scenes)):
+            scene = scenes[number]  # read once: it may come from files
+            self.places += [
+                (number, kind) for kind in KINDS if kind in needed and anchor_clip(scene, kind, scenes) is not None
+            ]
 
     def __len__(self) -> int:
         return len(self.places)

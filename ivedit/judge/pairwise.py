@@ -92,11 +92,14 @@ class PairCases:
         a, b = (self._cases[self._found[clip][method]] for method in (first, second))
         if not np.array_equal(a.source, b.source):
             raise ConfigError(f"clip {clip!r} has one source for {first!r} and another for {second!r}")
-        method = f"{first} and {second}"
         return PairCase(
-            case_id(clip, f"{len(first)}:{method}"), clip, method, a.source, a.edited, a.instruction,
+            _pair_id(clip, first, second), clip, f"{first} and {second}", a.source, a.edited, a.instruction,
             first=first, second=second, other=b.edited,
         )  # fmt: skip
+
+
+def _pair_id(clip: str, first: str, second: str) -> str:
+    return case_id(clip, f"{len(first)}:{first} and {second}")
 
 
 # -- what is shown and asked ------------------------------------------------------------------------------------
@@ -240,7 +243,7 @@ def outcomes(cases: PairCases, judgements: Sequence[Judgement]) -> list[Outcome]
         cases: What was judged.
         judgements: As `ivedit.judge.runner.judge` returned them for metrics of `PAIRWISE`.
     """
-    orders = {cases[i].id: cases.places[i] for i in range(len(cases))}
+    orders = {_pair_id(*place): place for place in cases.places}
     both: dict[tuple[str, str, str, str, int], _Both] = {}
     for judgement in judgements:
         clip, first, second = orders[judgement.case_id]

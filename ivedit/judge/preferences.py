@@ -7,6 +7,7 @@ each also gets a Bradley-Terry strength (Bradley and Terry, Biometrika 1952; New
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -243,20 +244,19 @@ def strengths(compared: Sequence[Outcome], *, resamples: int = 400, seed: int = 
     kinds = sorted({(o.one, o.other, score) for o in scored for score in (1.0, 0.0, -1.0)})
     place = {kind: i for i, kind in enumerate(kinds)}
     row = {clip: i for i, clip in enumerate(clips)}
+    repeats = Counter((o.clip, o.one, o.other) for o in scored)
     counts = np.zeros((len(clips), len(kinds)))
     for o in scored:
         assert o.score is not None
-        counts[row[o.clip], place[o.one, o.other, o.score]] += 1
-    repeats = max(1.0, float(np.median(counts.sum(axis=1)) / len({kind[:2] for kind in kinds})))
-    counts /= repeats  # a clip's repeats are one comparison between them
+        # a clip's repeats are one comparison between them
+        counts[row[o.clip], place[o.one, o.other, o.score]] += 1 / repeats[o.clip, o.one, o.other]
     winner = {1.0: evalica.Winner.X, 0.0: evalica.Winner.Draw, -1.0: evalica.Winner.Y}
     prior = np.array([_PRIOR if score == 0 else 0.0 for _, _, score in kinds])
-    every = list(kinds), [winner[score] for _, _, score in kinds]
 
     def fit(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         used = np.flatnonzero(weights > 0)
         result = evalica.bradley_terry(
-            [every[0][i][0] for i in used], [every[0][i][1] for i in used], [every[1][i] for i in used],
+            [kinds[i][0] for i in used], [kinds[i][1] for i in used], [winner[kinds[i][2]] for i in used],
             weights=weights[used].tolist(), tolerance=1e-9, limit=10_000,
         )  # fmt: skip
         found = np.log([float(result.scores[method]) for method in methods])

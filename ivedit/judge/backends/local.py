@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +58,8 @@ class LocalBackend:
             dtype = "bfloat16" if device.startswith("cuda") else "float32"
         self._device = torch.device(device)
         self._model, self._processor = _load(path, self._device, getattr(torch, dtype))
+        tokenizer = self._processor.tokenizer
+        self._control = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
         self._longest = _longest(self._model.config)
         self._generation = _generation(self._model, temperature, top_p, max_tokens)
         self.model = f"{path.resolve().name}@{model_digest(path)[:12]}"
@@ -107,18 +108,29 @@ class LocalBackend:
         """What the model reads: the chat template's text with every picture behind its label."""
         import PIL.Image
 
+        def said(text: str) -> dict[str, str]:
+            return {"type": "text", "text": _plain(text, self._control)}
+
         content: list[dict[str, str]] = []
         for part in question.parts:
             if isinstance(part, str):
-                content.append({"type": "text", "text": part + "\n"})
+                content.append(said(part + "\n"))
             else:
-                content += [{"type": "text", "text": f"{part.label}:"}, {"type": "image"}]
+                content += [said(f"{part.label}:"), {"type": "image"}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         for role, text in (("assistant", repair.text), ("user", repair.request)) if repair else ():
-            messages.append({"role": role, "content": [{"type": "text", "text": text}]})
+            messages.append({"role": role, "content": [said(text)]})
         text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         pictures = [PIL.Image.open(io.BytesIO(part.png)) for part in question.images]
         return self._processor(text=[text], images=pictures, return_tensors="pt").to(self._device, self._model.dtype)
+
+
+def _plain(text: str, control: Sequence[str]) -> str:
+    """The text without the tokenizer's own words: an instruction must neither end its turn nor claim a picture."""
+    for word in control:
+        if len(word) > 1 and word in text:
+            text = text.replace(word, f"{word[0]} {word[1:]}")
+    return text
 
 
 def model_digest(folder: Path) -> str:
@@ -144,10 +156,12 @@ def _load(folder: Path, device: Any, dtype: Any) -> tuple[Any, Any]:
                 raise ValueError(f"a model of type {config.model_type} reads no pictures")
             kind = _without_video(PROCESSOR_MAPPING[type(config)])
             processor = kind.from_pretrained(folder, local_files_only=True, backend="pil")
-            model = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            model, found = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
-    except (OSError, ValueError, ImportError, KeyError, json.JSONDecodeError) as error:
+        if missing := sorted(found["missing_keys"]):  # which transformers would fill with noise
+            raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
+    except Exception as error:  # whatever the libraries say about a folder
         said = " ".join(str(error).split())[:300]
         raise ConfigError(f"judge.path={folder}: no vision-language model that can be loaded ({said})") from error
     if not processor.chat_template:
