@@ -74,11 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=4, metavar="N", help="workers at once (default: 4)")
     add("--seeds", type=int, default=10, metavar="N", help="trials are 4 arms times these seeds (default: 10)")
     add("--kills", type=int, default=20, metavar="N", help="kill -9 at random moments (default: 20)")
+    add("--pause", type=float, default=10.0, metavar="S", help="seconds between looks for a victim (default: 10)")
     add("--again", type=int, default=3, metavar="N", help="slots to run again undisturbed (default: 3)")
     add("--seed", type=int, default=0, metavar="N", help="of the random moments and victims (default: 0)")
     add("--light", action="store_true", help="children that train nothing (tests/sweeping/light_task.py)")
     add("--storage", metavar="URL", help="the study's storage; without it a PostgreSQL server is started for both")
-    add("--tracking", metavar="URL", help="MLflow's store, with --storage; without it sqlite in the sweep's folder")
+    add("--tracking", metavar="URL", help="MLflow's store, with --storage, or none; default: sqlite in the output")
     add("--out", type=Path, metavar="FILE", help="write the values, with the environment, as JSON")
     return parser
 
@@ -98,7 +99,7 @@ def run(given: argparse.Namespace, place: Path, storage: str, store: str | None)
     os.chdir(place)
     os.environ.update(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", MLFLOW_DISABLE_TELEMETRY="true")
     command = ["sweep=./faults.yaml", f"storage={storage}", f"workers={given.workers}"]
-    command += [f"tracking.uri={store}"] if store else []
+    command += ["tracking.kind=none"] if store == "none" else [f"tracking.uri={store}"] if store else []
 
     from ivedit.sweeping.resolve import resolve
 
@@ -127,18 +128,26 @@ def run(given: argparse.Namespace, place: Path, storage: str, store: str | None)
 
 
 def _disturb(given: argparse.Namespace, sweep: Any, command: list[str]) -> tuple[list[str], int]:
-    """Start the command until it ends well; kill ``given.kills`` times. What was killed, and the number of starts."""
+    """Start the command until it ends well; kill ``given.kills`` times. What was killed, and the number of starts.
+
+    The kills are spread over the sweep: the next one waits until its share of the slots has ended.
+    """
+    from ivedit.sweeping.stages import Stages
+
     chance, killed, starts = random.Random(given.seed), [], 0
+    study = Stages(sweep).store("final")
     launcher: subprocess.Popen[bytes] | None = None
     log = open("launcher.txt", "ab")  # noqa: SIM115
     while True:
         if launcher is None:
             starts += 1
             launcher = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        longest = 2.0 if given.light else 20.0
         try:
-            code = launcher.wait(chance.uniform(0.2, longest) if len(killed) < given.kills else None)
+            code = launcher.wait(chance.uniform(0.02, 2) * given.pause if len(killed) < given.kills else None)
         except subprocess.TimeoutExpired:
+            ended = sum(state.ended for state in study.slots())
+            if ended < len(killed) * study.stage.n_trials // (given.kills + 1):
+                continue
             victims = dict(_victims(sweep, launcher.pid))
             kind = chance.choices(["child", "worker", "launcher"], [10, 8, 2])[0]
             if "child" in victims and kind in victims:  # it is at work
@@ -193,7 +202,7 @@ def look(sweep: Any, metric: str) -> dict[str, Any]:
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     counted = Counter(trial.user_attrs["slot"] for trial in complete)
     told = {trial.user_attrs["slot"]: trial.values[0] for trial in complete}
-    states, values = _in_mlflow(sweep, metric)
+    states, values = _in_mlflow(sweep, metric) if sweep.tracking_kind != "none" else (Counter(), told)
     with open(sweep.folder / "tables" / "slots.csv", newline="") as file:
         table = {int(row["slot"]): row for row in csv.DictReader(file)}
     differ = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -43,6 +44,8 @@ class Child:
         self.folder = folder
         self.command = list(command)
         self.began = time.monotonic()
+        self._cpu_before = _collected_cpu()
+        self._ended: float | None = None
         self.asked: str | None = None
 
     @classmethod
@@ -96,13 +99,18 @@ class Child:
 
     @property
     def seconds(self) -> float:
-        """Since its start."""
-        return time.monotonic() - self.began
+        """From its start to now, or to when its end was noticed."""
+        return (self._ended or time.monotonic()) - self.began
+
+    def cpu_seconds(self) -> float:
+        """CPU time of an ended child and of the processes that it waited for; of one child at a time only."""
+        return round(_collected_cpu() - self._cpu_before, 2)
 
     def poll(self) -> int | None:
         """Exit code, negative for a signal; None while it runs. What the child left running is killed with it."""
         code = self.process.poll()
         if code is not None:
+            self._ended = self._ended or time.monotonic()
             kill_group(self.pid)  # ranks and loaders of a child that was killed
         return code
 
@@ -128,6 +136,12 @@ class Child:
         except OSError:
             return None
         return next((line.strip() for line in reversed(lines) if line.strip()), None)
+
+
+def _collected_cpu() -> float:
+    """CPU seconds of all ended children that this process has collected."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _forget_stop(path: Path) -> None:

@@ -16,12 +16,12 @@ import sys
 import time
 from pathlib import Path
 
-from ivedit.runfolder import RUN_PATH_VARIABLE, process_rank
+from ivedit.runfolder import RUN_PATH_VARIABLE
 
 __all__ = ["PARENT_VARIABLE", "die_with_parent", "kill_group", "kill_leftovers", "running_for"]
 
 PARENT_VARIABLE = "IVEDIT_PARENT_PID"
-"""Set by a sweep's worker: the process without which the child must not live."""
+"""The process without which this one must not live: set by a sweep's worker, and by a child for its ranks."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -29,16 +29,17 @@ _PR_SET_PDEATHSIG = 1
 def die_with_parent() -> None:
     """Have the kernel kill this process when its parent ends; end at once when it has ended already.
 
-    Ranks above 0 hang on rank 0 in the same way. Elsewhere than on Linux this does nothing, and `kill_leftovers` of
-    the next owner is what is left.
+    The processes that it starts hang on it in the same way: ranks above 0 on rank 0. Elsewhere than on Linux this does
+    nothing, and `kill_leftovers` of the next owner is what is left.
     """
     if sys.platform != "linux":
         return
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     # Between the start and now the parent may have died, which the kernel does not tell afterwards.
-    if process_rank() == 0 and os.getppid() != int(os.environ[PARENT_VARIABLE]):
+    if os.getppid() != int(os.environ[PARENT_VARIABLE]):
         os.kill(os.getpid(), signal.SIGKILL)
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
 
 
 def running_for(folder: str | Path) -> list[int]:

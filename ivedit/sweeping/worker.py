@@ -253,7 +253,10 @@ class SlotWorker:
     ) -> Outcome | None:
         """What a child that has ended came to; None when the slot was given back, to be continued."""
         outcome = read_outcome(claim.run_folder, store.stage.objectives)
-        facts = {"seconds": round(child.seconds, 2), "host": socket.gethostname(), "exit_code": code}
+        facts = {
+            "seconds": round(child.seconds, 2), "cpu_seconds": child.cpu_seconds(), "host": socket.gethostname(),
+            "place": str(self.orders.place), "exit_code": code,
+        }  # fmt: skip
         if outcome is not None and outcome.state != "FAIL":
             return Outcome(outcome.state, outcome.values, outcome.reason, {**outcome.facts, **facts})
         reason = outcome.reason if outcome is not None else None

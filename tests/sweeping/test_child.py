@@ -94,6 +94,14 @@ def test_a_child_dies_with_its_parent_and_a_second_owner_finds_nothing_of_it(pla
     light.wait_for(lambda: running_for("runs/slot") == [])
 
 
+def test_a_process_whose_parent_died_while_it_started_ends_at_once(place: Path):
+    # As rank 1 does when rank 0 is killed during its imports, before it could ask the kernel for anything.
+    environment = {**os.environ, "IVEDIT_PARENT_PID": "1" if os.getppid() != 1 else "2"}
+    command = [sys.executable, "-m", "ivedit.run", "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, cwd=light.ROOT)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"")
+
+
 def test_what_still_runs_for_a_folder_is_killed_and_nothing_else(tmp_path: Path):
     def sleeper(folder: Path) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "IVEDIT_RUN_PATH": str(folder)}
@@ -159,3 +167,32 @@ def test_a_folder_belongs_to_one_study_and_one_set_of_settings(tmp_path: Path):
     assert claim_folder(folder, aside, "study-1", 0, ["train.lr=1"]) is None and (folder / "config.yaml").exists()
     assert claim_folder(folder, aside, "study-1", 0, ["train.lr=2"]) == aside / "slot-1"
     assert not (folder / "config.yaml").exists() and study_of(aside / "slot-1") == "study-1"
+
+
+SMALL = """
+backbone: {path: ./tiny}
+data: {pairs: 8, validation_pairs: 2, operations: [remove]}
+train:
+  {max_steps: 5000, batch_size: 2, accelerator: cpu, devices: 2, checkpoint_every: 1000, log_every: 5,
+   validate_every: 0, ema: 0}
+tracking: {kind: none}
+"""
+
+
+@pytest.mark.slow
+def test_pruning_reaches_both_ranks_of_a_child_between_steps_and_leaves_neither(place: Path):
+    from tests.backbone.tiny import save_pipeline
+
+    save_pipeline(place / "tiny")
+    (place / "small.yaml").write_text(SMALL)
+    child = Child.start(["experiment=./small.yaml"], Path("runs/two"), environment={"OMP_NUM_THREADS": "1"})
+    reports = MetricsTail(child.folder, "train/loss")
+    light.wait_for(lambda: reports.new() or child.poll() is not None, 120)
+    assert child.poll() is None, child.last_words()
+    assert len(running_for(child.folder)) == 2
+    child.ask("pruned: train/loss 1 at step 5")
+    light.wait_for(lambda: child.poll() is not None, 120)
+    assert child.poll() == 0 and running_for(child.folder) == []
+    status = RunFolder.open(child.folder).status()
+    assert (status["state"], status["reason"]) == ("PRUNED", "pruned: train/loss 1 at step 5")
+    assert RunFolder.open(child.folder).read_metrics()[-1]["step"] % 5 == 0

@@ -381,19 +381,6 @@ def test_a_process_killed_at_random_moments_ends_with_the_same_weights(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_stop_file_reaches_both_processes_at_the_same_step_with_its_reason(tmp_path, monkeypatch):
-    stop = tmp_path / "STOP"
-    monkeypatch.setenv("IVEDIT_STOP_FILE", str(stop))
-    two = start(tmp_path / "run", 10_000, 1, 0.01, devices=2)
-    wait_for_step(tmp_path / "run", 2, two)
-    stop.write_text("pruned: hopeless at step 2\n")
-    out, err = two.communicate(timeout=180)
-    assert two.returncode == 0, err
-    assert out.count("stopped: pruned: hopeless at step 2") == 2  # rank 1 hears rank 0's words
-    assert reached_step(tmp_path / "run/checkpoints") % 10 == 0  # where all ranks ask each other
-
-
-@pytest.mark.slow
 def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
     run_edit(tmp_path / "one", edit_config(epochs=1, accumulate=2, checkpoint_every=2))
     two = start(tmp_path / "two", 1, 1, 0, devices=2)
