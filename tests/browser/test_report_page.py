@@ -54,7 +54,8 @@ def test_the_same_clips_of_all_arms_stand_below_each_other_and_fit_a_narrow_wind
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # tables scroll by themselves
 
 
-def test_a_report_made_from_a_remote_server_is_that_page_too(store, server, page, tmp_path):
+def test_a_report_made_from_a_remote_server_is_that_page_too(store, server, page, tmp_path, monkeypatch):
+    monkeypatch.setattr("ivedit.report.count_arm", lambda config: {"training_step": 10**9, "sampling_step": 10**9})
     folder = sweep_folder(tmp_path, arms=ARMS[:2], claims=[], seeds=(0, 1), strips=1, name="far")
     assert main(["--import", str(folder), "--uri", store]) == 0
     assert main(["--uri", server, "--sweep", "far", "--out", str(tmp_path / "far.html")]) == 0
