@@ -192,8 +192,8 @@ def tables(
 def _columns(values: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Metric names in the order of the table: what is edited, what is kept, how it moves, what needs weights."""
     there = list(next(iter(values.values())))
-    first = ("success", "edited_psnr", "edited_ssim", "kept_psnr", "kept_ssim", "warp_error", "motion_agreement",
-             "motion_ratio", "flicker_ratio", "sharpness_ratio")  # fmt: skip
+    first = ("success", "edit_progress", "edited_psnr", "edited_ssim", "kept_psnr", "kept_ssim", "warp_error",
+             "motion_agreement", "motion_ratio", "flicker_ratio", "sharpness_ratio")  # fmt: skip
     return [name for name in first if name in there] + [
         name for name in sorted(there, key=lambda n: (bool(METRICS.info(n)["needs"]), n)) if name not in first
     ]

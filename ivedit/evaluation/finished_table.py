@@ -158,8 +158,8 @@ def _note_lines(results: Mapping[str, Any]) -> Iterator[str]:
     truths = sum(clip["truth"] for clip in clips)
     if truths < len(clips):
         yield (
-            f"{len(clips) - truths} of {len(clips)} clips have no true edit: there edited PSNR, edited SSIM and "
-            "success have no value, the kept region is compared with the source, sharpness too."
+            f"{len(clips) - truths} of {len(clips)} clips have no true edit: there edited PSNR, edited SSIM, "
+            "edit progress and success have no value, the kept region is compared with the source, sharpness too."
         )
     fitted = sum(clip["fitted"] for clip in clips)
     if fitted:

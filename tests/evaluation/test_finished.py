@@ -65,7 +65,8 @@ def test_without_a_true_edit_only_what_needs_none_has_a_value(tmp_path: Path):
     finished(tmp_path / "ours", 2, truth=False)
     results = score_finished(read_manifest([tmp_path / "ours"]), QUICK)
     metrics = results["rows"]["ours"]["metrics"]
-    assert {name for name, found in metrics.items() if found["n"] == 0} == {"edited_psnr", "edited_ssim", "success"}
+    none = {name for name, found in metrics.items() if found["n"] == 0}
+    assert none == {"edited_psnr", "edited_ssim", "edit_progress", "success"}
     assert metrics["kept_psnr"]["mean"] < 26  # against the source
     assert results["rows"]["source_copy"]["metrics"]["sharpness_ratio"]["mean"] == 1
     assert "2 of 2 clips have no true edit" in format_evaluation(results)

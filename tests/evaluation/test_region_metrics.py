@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from ivedit.evaluation.metrics import EditSuccess, FramePSNR, Reference, RegionPSNR, RegionSSIM
+from ivedit.evaluation.metrics import EditProgress, EditSuccess, FramePSNR, Reference, RegionPSNR, RegionSSIM
 from ivedit.evaluation.metrics.region import CAP_DB, erode, ssim_map
 
 
@@ -161,7 +161,7 @@ def test_what_does_not_belong_together_is_refused():
 def test_without_a_true_edit_the_edited_region_has_no_value_and_the_kept_one_is_the_sources():
     known = clips()
     reference = Reference(known.source, known.source, known.mask, truth=torch.tensor([False, False]))
-    for metric in (RegionPSNR("edited"), RegionSSIM("edited"), EditSuccess(), FramePSNR("edited")):
+    for metric in (RegionPSNR("edited"), RegionSSIM("edited"), EditSuccess(), EditProgress(), FramePSNR("edited")):
         assert score(metric, known.target, reference).isnan().all()
     assert score(RegionPSNR("kept"), known.target, reference).tolist() == [CAP_DB] * 2
     some = Reference(known.source, known.target, known.mask, truth=torch.tensor([True, False]))
@@ -175,3 +175,24 @@ def test_erosion_on_a_cpu_equals_the_definition():
     padded = torch.nn.functional.pad(region.float(), (2, 2, 2, 2), value=1.0)
     windows = padded.unfold(3, 5, 1).unfold(4, 5, 1)
     assert torch.equal(erode(region, 5), (windows == 1).all(dim=-1).all(dim=-1))
+
+
+@given(share=st.floats(-0.5, -0.01) | st.floats(0, 1))
+@settings(max_examples=20, deadline=None)
+def test_edit_progress_is_the_squared_share_of_the_way_whatever_the_rest(share):
+    known = clips()
+    faint = known.source + 0.2 * (known.target - known.source)  # room to go the other way
+    reference = Reference(known.source, faint, known.mask)
+    edited = torch.where(known.mask, known.source + share * (faint - known.source), 1 - known.source).clamp(0, 1)
+    if share >= 0:
+        assert score(EditProgress(), edited, reference).tolist() == pytest.approx([1 - (1 - share) ** 2] * 2, abs=1e-4)
+    else:
+        assert (score(EditProgress(), edited, reference) < 0).all()
+
+
+def test_edit_progress_has_no_value_where_there_was_nothing_to_do():
+    known = clips()
+    nothing = Reference(known.source, known.source, known.mask)
+    assert score(EditProgress(), known.target, nothing).isnan().all()
+    assert score(EditProgress(), known.source.clone(), clips()).tolist() == [0, 0]
+    assert score(EditProgress(), known.target.clone(), clips()).tolist() == [1, 1]

@@ -24,12 +24,13 @@ from ivedit.evaluation.metrics.motion import (
     SharpnessRatio,
     WarpError,
 )
-from ivedit.evaluation.metrics.region import EditSuccess, FramePSNR, RegionPSNR, RegionSSIM
+from ivedit.evaluation.metrics.region import EditProgress, EditSuccess, FramePSNR, RegionPSNR, RegionSSIM
 
 __all__ = [
     "METRICS",
     "MOVES_OTHERWISE",
     "ClipMetric",
+    "EditProgress",
     "EditSuccess",
     "FlickerRatio",
     "FramePSNR",

@@ -109,6 +109,8 @@ class Reference:
 
     def shared(self, key: str, edited: Tensor, compute: Callable[[], Any]) -> Any:
         """``compute()`` for this very tensor ``edited``, kept under ``key`` until `release`."""
+        if edited is self.source:  # which rows are compared with, and which may be a row itself
+            return self.kept(f"source: {key}", compute)
         _, found = self._shared.setdefault(id(edited), (edited, {}))
         if key not in found:
             found[key] = compute()

@@ -15,7 +15,10 @@ from torch import Tensor
 
 from ivedit.evaluation.metrics.base import ClipMetric, Reference, frame_chunks, register_metric
 
-__all__ = ["CAP_DB", "SSIM_WINDOW", "EditSuccess", "FramePSNR", "RegionPSNR", "RegionSSIM", "erode", "frame_errors"]
+__all__ = [
+    "CAP_DB", "SSIM_WINDOW", "EditProgress", "EditSuccess", "FramePSNR", "RegionPSNR", "RegionSSIM", "erode",
+    "frame_errors",
+]  # fmt: skip
 
 CAP_DB = 60.0
 """PSNR of identical pixels, in dB, where the formula has no finite value. Nothing scores higher. An empty region has
@@ -210,6 +213,21 @@ def success_of(edited: Tensor, kept: Tensor, edited_db: float, kept_db: float) -
     return torch.where(edited.isnan() & kept.isnan(), torch.nan, good.float())
 
 
+class EditProgress(ClipMetric):
+    """How far the edit went from the source to the true edit in the edited region: ``1 - MSE / MSE of the source``.
+
+    1 is the true edit, 0 doing nothing, below 0 worse than that. Needs no threshold, so it means the same for a strong
+    and for a faint change; success, which asks for decibels, may take a faint one for done before it was begun.
+    """
+
+    higher_is_better = True
+
+    def measure(self, edited: Tensor, reference: Reference) -> Tensor:
+        """(B,) at most 1; no value without a true edit that differs from its source."""
+        begun, left = (frame_errors(clip, reference)[:, :, 0, 0].sum(dim=1) for clip in (reference.source, edited))
+        return reference.against_truth(torch.where(begun > 0, 1 - left / begun, torch.nan).float())
+
+
 class FramePSNR(ClipMetric):
     """Edited-region PSNR (dB) for each frame index, or for each latent index.
 
@@ -289,6 +307,19 @@ def _edited_ssim(evaluation: Any) -> ClipMetric:
 )
 def _kept_ssim(evaluation: Any) -> ClipMetric:
     return RegionSSIM("kept")
+
+
+@register_metric(
+    "edit_progress",
+    label="edit progress",
+    range="up to 1",
+    better="higher",
+    digits=2,
+    source="1 - MSE to the true edit / MSE of the source to the true edit, over the edited region",
+    meaning="How much of the asked change was made: 1 all, 0 nothing, below 0 worse than nothing.",
+)
+def _edit_progress(evaluation: Any) -> ClipMetric:
+    return EditProgress()
 
 
 @register_metric(
