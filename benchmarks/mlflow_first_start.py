@@ -60,7 +60,7 @@ def _whole_run(tracker: Any, number: int) -> None:
 
 
 def _guarded(number: int, gate: Any, told: Any, work: Callable[[], None]) -> None:
-    gate.wait(120)
+    gate.wait(300)
     try:
         work()
         told.put((number, None))
@@ -71,6 +71,7 @@ def _guarded(number: int, gate: Any, told: Any, work: Callable[[], None]) -> Non
 def measure(start: Callable[..., None], processes: int, uri: str | None = None) -> tuple[list[str], float]:
     """One round on a new store (``uri`` None: a sqlite file): what failed, and the seconds until all had ended."""
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     gate, told = context.Barrier(processes), context.Queue()
     with tempfile.TemporaryDirectory(prefix="ivedit-benchmark-") as folder:
         uri = uri or f"sqlite:///{folder}/mlflow.db"
@@ -80,7 +81,7 @@ def measure(start: Callable[..., None], processes: int, uri: str | None = None) 
         began = time.monotonic()
         for child in children:
             child.start()
-        answers = dict(told.get(timeout=300) for _ in children)
+        answers = dict(told.get(timeout=600) for _ in children)
         for child in children:
             child.join(60)
         seconds = time.monotonic() - began
@@ -109,7 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--out", type=Path, metavar="FILE")
     given = parser.parse_args(arguments)
-    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     arms: dict[str, dict[str, Any]] = {}
     for name, start, rounds in (("lock", start_with_lock, given.rounds), ("bare", start_bare, given.bare_rounds)):
         failed, seconds, words = 0, [], set()

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import PIL.Image
 import pytest
 from omegaconf import OmegaConf
 
+from benchmarks import mlflow_first_start as first_start
 from ivedit.config.schema import Config
 from ivedit.errors import ConfigError, IveditError
 from ivedit.recording import SilentTracker, Tracker, config_hash, flatten, telling
@@ -20,6 +22,8 @@ from ivedit.runfolder import RunFolder
 from ivedit.tracking import MlflowTracker, import_run, make_tracker
 from ivedit.tracking.store import connect
 from ivedit.tracking_uri import default_uri
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -276,6 +280,27 @@ def test_runs_that_start_together_on_a_new_store_all_succeed(tmp_path):
     client, experiment = connect(default_uri(tmp_path), "ivedit", tmp_path)
     assert {run.info.status for run in client.search_runs([experiment])} == {"FINISHED"}
     assert len(client.search_runs([experiment])) == 4
+
+
+def start_on_a_machine_of_its_own(*arguments):
+    """What `start_with_lock` does where no lock of this package is shared with the others."""
+    tempfile.tempdir = tempfile.mkdtemp()
+    first_start.start_with_lock(*arguments)
+
+
+def test_runs_of_several_machines_that_start_together_on_a_new_postgresql_store_all_succeed(postgres):
+    failures, _ = first_start.measure(start_on_a_machine_of_its_own, 3, postgres.database())
+    assert failures == []
+
+
+def test_the_record_of_parallel_first_starts_has_no_failure_where_the_lock_is_and_many_where_it_is_not():
+    record = json.loads((ROOT / "benchmarks/records/mlflow_first_start.json").read_text())
+    lock, bare = record["arms"]["lock"], record["arms"]["bare"]
+    assert (record["processes"], lock["rounds"], lock["starts"], lock["failures"]) == (8, 20, 160, 0)
+    assert bare["failures"] > bare["starts"] / 2
+    page = (ROOT / "benchmarks/README.md").read_text()
+    for arm in (lock, bare):
+        assert f"| {arm['failures']} of {arm['starts']} |" in page
 
 
 @pytest.mark.parametrize(

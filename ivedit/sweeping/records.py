@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from ivedit.errors import IveditError
 from ivedit.runfolder import redact
 from ivedit.sweeping.folders import read_sweep
 from ivedit.sweeping.mirror import SoFar, best_first, mirror_sweep, open_sweep_run
@@ -152,14 +153,19 @@ class SweepRecorder:
 def import_sweep(folder: Path, uri: str | None = None) -> str:
     """Replay a sweep's folder into an MLflow store: the parent, its slots' runs below it, table and plots.
 
-    Idempotent, as `ivedit.tracking.import_run` is, whose null ``uri`` this one's is like. The study is not needed.
-    Returns the parent's id.
+    Idempotent, as `ivedit.tracking.import_run` is. The study is not needed. Returns the parent's id.
+
+    Args:
+        folder: The sweep's folder, wherever it lies by now.
+        uri: None: the sweep's own store if it named one, else MLFLOW_TRACKING_URI, else the store beside the folder.
 
     Raises:
         IveditError: it is no sweep's folder, or the store cannot be used.
     """
     sweep, stages = read_sweep(folder)
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(sweep.output_dir)
+    uri = uri or tracking_uri(sweep)
+    if ":***@" in uri:  # as `redact` left it in sweep.yaml
+        raise IveditError(f"the password of {uri} is not kept in {folder}: name the store with --uri")
     write_tables(sweep, stages)
     for stage, results in stages:
         draw_plots(stage, results, sweep.folder / "plots")

@@ -25,8 +25,8 @@ from ivedit.errors import IveditError
 from ivedit.runfolder import redact
 from ivedit.tracking_uri import check_server, check_sqlite, explain_failure, sqlite_file
 
-SETUP_SECONDS = 30.0
-"""Another machine has this long to set up a new store."""
+SETUP_SECONDS = 60.0
+"""Another machine has this long to set up a new store on a database server."""
 
 _SETUP_RACE = re.compile(r"already exists|duplicate (key|column|table|entry)|out-of-date database schema", re.I)
 """What a database, or MLflow, says to the one that comes second while the tables are being created."""
@@ -62,7 +62,8 @@ def connect(uri: str, experiment: str, output_dir: Path) -> tuple[Any, str]:
             check_sqlite(database)
         artifacts = (database.parent if database else output_dir.resolve()) / "mlartifacts"
         with store_lock(uri):
-            client, found = _first_answer(lambda: MlflowClient(uri), experiment)
+            patience = 0.0 if database or remote else SETUP_SECONDS
+            client, found = _first_answer(lambda: MlflowClient(uri), experiment, patience)
             if found is None:
                 place = None if remote else artifacts.as_uri()
                 return client, str(_create_experiment(client, experiment, place))
@@ -74,9 +75,9 @@ def connect(uri: str, experiment: str, output_dir: Path) -> tuple[Any, str]:
     return client, str(found.experiment_id)
 
 
-def _first_answer(make: Callable[[], Any], experiment: str) -> tuple[Any, Any]:
+def _first_answer(make: Callable[[], Any], experiment: str, patience: float) -> tuple[Any, Any]:
     """A client and what it knows of an experiment, once no other machine is creating the tables any more."""
-    end = time.monotonic() + SETUP_SECONDS
+    end = time.monotonic() + patience
     while True:
         try:
             client = make()

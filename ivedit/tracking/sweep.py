@@ -169,6 +169,8 @@ class SweepRun:
     def _search(self, role: str) -> Iterator[ChildRun]:
         """Active runs of this sweep: its parents, or its slots' runs."""
         where, token = f"tags.\"ivedit.sweep_id\" = '{self.sweep_id}'", None
+        if role == "sweep":
+            where += " and tags.\"ivedit.role\" = 'sweep'"
         while True:
             page = self.client.search_runs([self.experiment_id], where, max_results=1000, page_token=token)
             for run in page:

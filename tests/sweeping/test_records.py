@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ivedit import report
+from ivedit.errors import IveditError
 from ivedit.runfolder import RunFolder
 from ivedit.sweeping.folders import read_sweep
 from ivedit.sweeping.mirror import mirror_sweep, open_sweep_run
@@ -266,6 +267,19 @@ def test_a_folder_that_is_no_sweep_is_named(place: Path, capsys: pytest.CaptureF
     (place / "empty").mkdir()
     assert report.main(["--import", "empty"]) == 1
     assert "folder of a run or of a sweep" in capsys.readouterr().err
+
+
+def test_a_sweep_s_folder_goes_back_to_the_store_that_it_names_whose_password_it_does_not_keep(place: Path):
+    store = default_uri(place / "elsewhere")
+    (place / "elsewhere").mkdir()
+    (place / "elsewhere/mlflow.db").write_bytes((place / "runs/mlflow.db").read_bytes())
+    played = play(place, "tracking.kind=mlflow", f"tracking.uri={store}")
+    played.complete(0.5)
+    assert import_sweep(place / "runs/trial") == played.recorder.parent_id
+    file = place / "runs/trial/sweep.yaml"
+    file.write_text(file.read_text().replace(store, "postgresql://me:***@host/db"))
+    with pytest.raises(IveditError, match=r"password of postgresql://me:\*\*\*@host/db is not kept"):
+        import_sweep(place / "runs/trial")
 
 
 def test_a_sweep_on_postgresql_keeps_its_study_and_its_runs_there(place: Path, postgres):
