@@ -282,6 +282,14 @@ def test_runs_that_start_together_on_a_new_store_all_succeed(tmp_path):
     assert len(client.search_runs([experiment])) == 4
 
 
+def test_a_database_that_refuses_the_password_is_one_line(tmp_path, postgres, caplog):
+    uri = postgres.database().replace(postgres.password, "mistaken")
+    with pytest.raises(IveditError, match="password authentication failed") as error:
+        started(tmp_path, tracking__uri=uri)
+    assert "mistaken" not in str(error.value) and "\n" not in str(error.value)
+    assert not caplog.records
+
+
 def start_on_a_machine_of_its_own(*arguments):
     """What `start_with_lock` does where no lock of this package is shared with the others."""
     tempfile.tempdir = tempfile.mkdtemp()

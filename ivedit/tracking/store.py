@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from ivedit.errors import IveditError
 from ivedit.runfolder import redact
-from ivedit.tracking_uri import check_server, check_sqlite, explain_failure, sqlite_file
+from ivedit.tracking_uri import check_database, check_server, check_sqlite, explain_failure, sqlite_file
 
 SETUP_SECONDS = 60.0
 """Another machine has this long to set up a new store on a database server."""
@@ -48,11 +48,14 @@ def connect(uri: str, experiment: str, output_dir: Path) -> tuple[Any, str]:
     # Defaults retry for minutes, which would stand still in the middle of training.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    for noisy in ("alembic", "mlflow.store.db.utils"):  # migrations of a new store: forty lines of no use
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy, level in (("alembic", logging.WARNING), ("mlflow.store.db.utils", logging.ERROR)):
+        logging.getLogger(noisy).setLevel(level)  # migrations, and a database that does not answer: lines of no use
     remote = uri.startswith(("http://", "https://"))
     if remote:
         check_server(uri)
+    else:
+        check_database(uri)
+        _ask_less_often()
     with explain_failure(uri):
         from mlflow import MlflowClient
 
@@ -73,6 +76,13 @@ def connect(uri: str, experiment: str, output_dir: Path) -> tuple[Any, str]:
             f"-x {found.experiment_id}` or choose another tracking.experiment"
         )
     return client, str(found.experiment_id)
+
+
+def _ask_less_often() -> None:
+    """Have a wrong password be told after a second: MLflow would try a database ten times, for two minutes."""
+    from mlflow.store.db import utils
+
+    utils.MAX_RETRY_COUNT = 4
 
 
 def _first_answer(make: Callable[[], Any], experiment: str, patience: float) -> tuple[Any, Any]:
