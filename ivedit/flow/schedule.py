@@ -97,8 +97,8 @@ def change_weight(source: Tensor, target: Tensor, share: float, scale: float = 0
     """Weight of each latent place in the loss, so that a small edit counts as much as what it leaves alone.
 
     ``a = d^2 / (d^2 + scale^2)`` with d the root mean square, over channels, of target - source: 0 where nothing
-    changes, 1 where much does. ``w = 1 - share + share * a / mean(a)``: places that change hold at least ``share`` of the
-    weight, whatever their area. ``mean(a)`` is kept above 1/16, which bounds w; w is then divided by its mean.
+    changes, 1 where much does. ``w = 1 - share + share * a / mean(a)``: places that change hold at least ``share`` of
+    the weight, whatever their area. ``mean(a)`` is kept above 1/16, which bounds w; w is then divided by its mean.
 
     Args:
         source: Latents (B, Z, F, h, w).

@@ -114,5 +114,6 @@ class MuonAdamW(torch.optim.AdamW):
         update = orthogonalise(torch.lerp(gradients, average, momentum)).to(average.dtype)
         torch._foreach_copy_(averages, list(average.unbind(0)))
         step = update * (alive * -lr * _RMS_OF_ADAMW * max(shape) ** 0.5)
-        torch._foreach_mul_(parameters, 1 - lr * decay * alive)
-        torch._foreach_add_(parameters, list(step.unbind(0)))
+        weights: list[Tensor] = list(parameters)
+        torch._foreach_mul_(weights, 1 - lr * decay * alive)  # type: ignore[arg-type]  # a scalar tensor serves too
+        torch._foreach_add_(weights, list(step.unbind(0)))

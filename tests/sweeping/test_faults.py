@@ -1,0 +1,55 @@
+"""Sweeps whose processes are killed at random: the small version of ``benchmarks/sweep_faults.py``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.postgres import Postgres
+from tests.sweeping import light
+
+SCRIPT = light.ROOT / "benchmarks" / "sweep_faults.py"
+RECORD = light.ROOT / "benchmarks" / "records" / "sweep_faults.json"
+NOTHING = {
+    "lost": [], "counted_twice": [], "running_left_in_optuna": 0, "running_left_in_mlflow": 0, "processes_left": 0,
+    "values_that_differ": [], "differ_when_run_again_undisturbed": [],
+}  # fmt: skip
+
+
+def disturb(tmp_path: Path, *arguments: str) -> dict:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), "--light", *arguments, "--out", str(tmp_path / "report.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((tmp_path / "report.json").read_text())
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_or_counted_twice_when_processes_are_killed_on_postgresql(tmp_path: Path, postgres: Postgres):
+    storage = ("--storage", postgres.database(), "--tracking", "none")
+    report = disturb(tmp_path, *storage, "--workers", "2", "--seeds", "2", "--kills", "4", "--pause", "1")
+    assert {name: report[name] for name in NOTHING} == NOTHING
+    assert report["kills_in_all"] == 4 and report["complete"] == report["trials"] == 8
+    assert report["attempts"] >= 8 and len(report["run_again_undisturbed"]) == 3
+
+
+@pytest.mark.slow
+def test_mlflow_says_what_study_and_files_say_after_kills(tmp_path: Path):
+    storage = ("--storage", f"sqlite:///{tmp_path}/study.db", "--tracking", f"sqlite:///{tmp_path}/mlflow.db")
+    kills = ("--kills", "2", "--pause", "2", "--again", "0")
+    report = disturb(tmp_path, *storage, "--workers", "2", "--seeds", "1", *kills)
+    assert {name: report[name] for name in NOTHING} == NOTHING and report["complete"] == 4
+
+
+def test_the_full_version_was_run_and_found_nothing():
+    record = json.loads(RECORD.read_text())
+    assert record["passed"] and {name: record[name] for name in NOTHING} == NOTHING
+    assert (record["storage"], record["tracking"]) == ("postgresql", "postgresql+psycopg")
+    assert (record["workers"], record["trials"], record["complete"]) == (4, 40, 40)
+    assert record["kills_in_all"] >= 20 and set(record["kills"]) == {"child", "worker", "launcher"}
+    assert record["children"] == "real training" and len(record["run_again_undisturbed"]) == 3
