@@ -37,10 +37,11 @@ class Slots:
     ) -> None:  # fmt: skip
         self.stage, self.retries, self.corrections = stage, retries, corrections
         self._trials: list[list[FrozenTrial]] = [[] for _ in range(stage.n_trials)]
+        self._beyond: list[FrozenTrial] = []  # of slots that a lowered n_trials no longer has
         for trial in trials:
             slot = slot_of(trial)
-            if slot is not None and slot < stage.n_trials and ending_of(trial)[0] != "duplicate":
-                self._trials[slot].append(trial)
+            if slot is not None and ending_of(trial)[0] != "duplicate":
+                (self._trials[slot] if slot < stage.n_trials else self._beyond).append(trial)
 
     def current(self, slot: int) -> FrozenTrial | None:
         """The trial that stands for a slot: the one that is done, else the one that lives, else the last failure.
@@ -82,8 +83,8 @@ class Slots:
         return sorted((trial for trial in found if trial.state == TrialState.WAITING), key=lambda trial: trial.number)
 
     def running(self) -> list[FrozenTrial]:
-        """All trials that somebody runs, or ran when it died; superseded ones too."""
-        return [trial for trials in self._trials for trial in trials if trial.state == TrialState.RUNNING]
+        """All trials that somebody runs, or ran when it died, whether their slot needs them or not."""
+        return [t for trials in (*self._trials, self._beyond) for t in trials if t.state == TrialState.RUNNING]
 
     def superseded(self) -> list[FrozenTrial]:
         """Waiting trials that their slot does not need: two machines made one each."""

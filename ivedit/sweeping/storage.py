@@ -81,7 +81,10 @@ class JournalFile(JournalFileBackend):
         try:
             yield from super().read_logs(log_number_from)
         except ValueError as error:
-            raise StorageFailed(f"the journal {self._file_path} has a line that is no JSON: {error}") from error
+            raise StorageFailed(
+                f"the journal {self._file_path} is damaged ({error}): restore it, or remove it, and a grid goes on "
+                "from its run folders"
+            ) from error
 
 
 def _end_of_last_line(handle: int) -> int:
@@ -105,11 +108,11 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # "A new study created" and the like
     with storage_errors(url or str(folder / JOURNAL)):
-        if url is None or url.endswith(".journal"):
+        if url is None or (url.endswith(".journal") and "://" not in url):
             path = Path(url).expanduser() if url else folder / JOURNAL
             path.parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFile(path.resolve()))
-        scheme = urlsplit(url).scheme.partition("+")[0]
+        scheme = url.partition(":")[0].partition("+")[0]
         if scheme == "grpc":
             return _grpc(url)
         if scheme in ("sqlite", "postgresql", "postgres"):
@@ -193,12 +196,11 @@ def _begin_with_the_write_lock(storage: RDBStorage) -> None:
 
 
 def _grpc(url: str) -> BaseStorage:
-    parts = urlsplit(url)
     _need("grpc", "grpc", "grpc")
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
+    host: str | None = None
+    port: int | None = None
+    with contextlib.suppress(ValueError):
+        host, port = urlsplit(url).hostname, urlsplit(url).port
     if not host or not port:
         raise ConfigError(f"storage={redact(url)} needs a host and a port: grpc://HOST:PORT")
     with warnings.catch_warnings():

@@ -151,6 +151,20 @@ def test_a_slot_that_kills_its_workers_is_given_up(tmp_path: Path, monkeypatch: 
     assert "died" in str(store.results()[0].reason)
 
 
+def test_a_dead_worker_beyond_a_lowered_n_trials_leaves_nothing_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sweep = search(1).sweep
+    store = StudyStore(search(3, sweep), None, tmp_path)
+    store.prepare()
+    for _ in range(3):
+        assert store.claim(Worker.here()) is not None
+    fewer = StudyStore(search(2, sweep), None, tmp_path)
+    monkeypatch.setattr(Worker, "gone", lambda self: True)
+    assert sorted(lost.slot for lost in fewer.reclaim_expired()) == [0, 1, 2]
+    assert [trial.state.name for trial in fewer.study().trials] == ["FAIL"] * 3 + ["WAITING"] * 2
+
+
 class AnythingMayHappen(RuleBasedStateMachine):
     """Machines that open the same journal, fill it at once, claim, fail, die, sleep, wake and finish in any order."""
 

@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import TrialState
 
 from ivedit.errors import ConfigError, IveditError
-from ivedit.sweeping.claims import Worker
+from ivedit.sweeping.claims import Outcome, Worker
 from ivedit.sweeping.storage import JOURNAL, JournalFile, open_storage, serve, shown
 from ivedit.sweeping.study import StudyStore
 from tests.postgres import Postgres, running, why_not
@@ -54,6 +54,45 @@ def test_a_journal_of_nothing_but_half_a_line_begins_anew(tmp_path: Path):
     journal = JournalFile(tmp_path / JOURNAL)
     journal.append_logs([{"n": 7}])
     assert numbers(journal) == [7]
+
+
+def test_a_damaged_journal_is_told_and_a_grid_goes_on_from_its_run_folders(tmp_path: Path):
+    stage = grid(2)
+    store = StudyStore(stage, None, tmp_path)
+    store.prepare()
+    claim = store.claim(ME)
+    assert claim is not None
+    store.finish(claim, "COMPLETE", [0.5])
+    path = tmp_path / JOURNAL
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b"{half a line\n", *lines[3:]]))
+    with pytest.raises(IveditError, match="is damaged") as error:
+        StudyStore(stage, None, tmp_path, patience=0.1).slots()
+    assert len(str(error.value).splitlines()) == 1
+    path.unlink()
+    again = StudyStore(stage, None, tmp_path)
+    again.prepare()
+    said = again.reconcile(lambda folder: Outcome("COMPLETE", (0.5,)) if folder == claim.run_folder else None)
+    assert said == ["final-0000-a0-seed0: COMPLETE, which its worker did not live to tell"]
+    assert [(slot.state, slot.values) for slot in again.slots()] == [("COMPLETE", (0.5,)), ("WAITING", None)]
+
+
+def test_a_search_whose_journal_is_gone_is_not_taken_over_with_other_parameters(tmp_path: Path):
+    stage = search(1)
+    store = StudyStore(stage, None, tmp_path)
+    store.prepare()
+    claim = store.claim(ME)
+    assert claim is not None
+    claim.run_folder.mkdir(parents=True)
+    (claim.run_folder / "config.yaml").write_text("seed: 0\n")
+    assert store.reconcile(lambda folder: None) == []
+    (tmp_path / JOURNAL).unlink()
+    again = StudyStore(stage, None, tmp_path)
+    again.prepare()
+    with pytest.raises(ConfigError) as error:
+        again.reconcile(lambda folder: None)
+    assert "restore the storage" in str(error.value)
+    assert str(claim.run_folder) in str(error.value)
 
 
 def test_a_full_disk_writes_nothing_and_says_so(tmp_path: Path):
@@ -211,7 +250,9 @@ def test_a_server_that_answers_nothing_is_given_up(tmp_path: Path, monkeypatch: 
         ("sqlite:///:memory:", "name a file"),
         ("grpc://host", "HOST:PORT"),
         ("grpc://host:port", "HOST:PORT"),
+        ("grpc://[host:1", "HOST:PORT"),
         ("redis://host", "grpc://HOST:PORT"),
+        ("mysql://host/db.journal", "grpc://HOST:PORT"),
     ],
 )
 def test_an_address_that_is_no_storage_is_refused_with_what_would_be(tmp_path: Path, url: str, says: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,7 @@ def test_raising_n_trials_adds_slots_and_lowering_leaves_them(storage: str | Non
     fewer = opened(search(1, name), storage, tmp_path)
     assert fewer.done()
     assert fewer.claim(ME) is None
+    assert fewer.slots()[0].trial == 0
     assert more.finish(third, "COMPLETE", [3.0])
     assert [result.values for result in more.results()] == [(1.0,), (2.0,), (3.0,)]
 
@@ -207,6 +209,21 @@ def test_an_end_that_was_told_is_told_again_without_harm(storage: str | None, tm
     other.trial_id = claim.trial_id
     assert not store.finish(other, "COMPLETE", [2.0])
     assert store.results()[0].values == (1.0,)
+
+
+def test_a_trial_that_two_were_given_belongs_to_the_last_who_says_so(storage: str | None, tmp_path: Path):
+    """Optuna's own proxy over sqlite lets two workers in; the first one finds the other's lease at its next renewal."""
+    stage = grid(1)
+    store, other = opened(stage, storage, tmp_path), opened(stage, storage, tmp_path)
+    first = claimed(store)
+    second = replace(first, worker=Worker.here("second"), owner="another")
+    assert other._note(second.trial_id, {"lease": second.lease()})
+    assert not store.renew(first)
+    assert not store.finish(first, "COMPLETE", [0.1])
+    store.release(first, "interrupted")
+    assert other.renew(second)
+    assert other.finish(second, "COMPLETE", [0.2])
+    assert [(result.values, result.attempts) for result in store.results()] == [((0.2,), 1)]
 
 
 def test_a_hopeless_trial_is_pruned_by_a_metric_of_the_other_direction(storage: str | None, tmp_path: Path):
