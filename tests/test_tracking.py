@@ -190,6 +190,7 @@ def test_the_next_attempt_at_a_run_tells_its_own_tags(store):
     again = make_tracker(cfg, RunFolder.open(run.path))
     found = again.client.get_run(again.run_id)
     assert (found.data.tags["attempt"], found.data.tags["arm"]) == ("2", "full")
+    assert "reason" not in found.data.tags  # it goes on
     assert found.info.run_name == "full, seed 0"
 
 

@@ -7,7 +7,6 @@ sweep: the next refresh, or ``python -m ivedit.report --import SWEEP_FOLDER``, m
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from ivedit.errors import IveditError
-from ivedit.runfolder import redact
+from ivedit.runfolder import redact, write_text_atomic
 from ivedit.sweeping.folders import read_sweep
 from ivedit.sweeping.mirror import SoFar, best_first, mirror_sweep, open_sweep_run
 from ivedit.sweeping.plots import draw_plots
@@ -38,6 +37,8 @@ logger = logging.getLogger("ivedit.sweeping")
 
 REFRESH_SECONDS = 30.0
 """A refresh sooner than this after the one before does nothing, unless it is the last."""
+
+LOCK = ".records.lock"
 
 _STATES = {"FINISHED": "FINISHED", "STOPPED": "KILLED", "FAILED": "FAILED"}
 
@@ -96,7 +97,7 @@ class SweepRecorder:
         if not last and time.monotonic() - self._at < REFRESH_SECONDS:
             return
         try:
-            with FileLock(self.sweep.folder / ".records.lock", timeout=120 if last else 0):
+            with FileLock(self.sweep.folder / LOCK, timeout=120 if last else 0):
                 self._refresh(stages)
         except Timeout:  # another launcher is at it, with the same study before it
             return
@@ -166,9 +167,12 @@ def import_sweep(folder: Path, uri: str | None = None) -> str:
     uri = uri or tracking_uri(sweep)
     if ":***@" in uri:  # as `redact` left it in sweep.yaml
         raise IveditError(f"the password of {uri} is not kept in {folder}: name the store with --uri")
-    write_tables(sweep, stages)
-    for stage, results in stages:
-        draw_plots(stage, results, sweep.folder / "plots")
+    try:
+        write_tables(sweep, stages)
+        for stage, results in stages:
+            draw_plots(stage, results, sweep.folder / "plots")
+    except OSError as error:
+        raise IveditError(f"cannot write the sweep's folder {folder}: {error.strerror or error}") from error
     parent = open_sweep_run(sweep, sweep_id(sweep, stages[0][0]), uri)
     with explain_failure(uri):
         mirror_sweep(parent, sweep, stages, whole=True)
@@ -189,11 +193,9 @@ def sweep_id(sweep: Sweep, first: Stage) -> str:
     path = sweep.folder / "sweep_id"
     if not path.exists():
         sweep.folder.mkdir(parents=True, exist_ok=True)
-        new = sweep.folder / f".sweep_id.{uuid.uuid4().hex}"
-        new.write_text(uuid.uuid4().hex + "\n", encoding="ascii")
-        with contextlib.suppress(FileExistsError):  # unlike a rename, a link fails where another launcher was first
-            os.link(new, path)
-        new.unlink()
+        with FileLock(sweep.folder / LOCK, timeout=120):
+            if not path.exists():
+                write_text_atomic(path, uuid.uuid4().hex + "\n")
     return path.read_text(encoding="ascii").strip()
 
 

@@ -160,6 +160,8 @@ class MlflowTracker(Tracker):
         if found is not None:
             self.run_id = str(found.info.run_id)
             self.client.update_run(self.run_id, status="RUNNING")
+            for old in {"reason", "pruned"} & set(found.data.tags):  # of an earlier end
+                self.client.delete_tag(self.run_id, old)
             # A sweep's next attempt says its number, and a store of its own has its own parent.
             self._send_tags({key: value for key, value in tags.items() if found.data.tags.get(key) != str(value)})
             return self.run_id

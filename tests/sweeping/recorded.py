@@ -60,8 +60,11 @@ class Played:
             settings = self.store.stage.settings(claim.slot, claim.params)
             cfg = compose([*settings, f"output_dir={place.parent}", *own]).config
             os.environ["IVEDIT_RUN_PATH"] = str(place)
-            run = RunFolder.create(cfg)
-        os.environ.pop("IVEDIT_RUN_FOLDER", None)
+            try:
+                run = RunFolder.create(cfg)
+            finally:
+                for name in ("IVEDIT_RUN_PATH", "IVEDIT_RUN_FOLDER"):  # of that run alone
+                    os.environ.pop(name, None)
         cfg.tracking.uri = self.recorder.parent.uri if self.recorder.parent else None
         tracker = make_tracker(cfg, run)
         for name, value in values.items():
