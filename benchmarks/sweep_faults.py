@@ -2,7 +2,7 @@
 
     python benchmarks/sweep_faults.py --out benchmarks/records/sweep_faults.json
 
-A grid of short, real runs (the quickstart on a tiny transformer, cut to a few steps) is worked off by several workers on a PostgreSQL server
+A grid of short, real runs (the quickstart, cut to a few steps) is worked off by several workers on a PostgreSQL server
 that this script starts, which keeps both the study and MLflow's records. At random moments something is killed: a
 child with all its ranks, a worker, the launcher. The command is given again until it says that nothing is left. Then
 every slot is looked at in four places, the study, the result files, MLflow and the sweep's own table, and some slots
@@ -33,9 +33,9 @@ if str(ROOT) not in sys.path:
 
 ARMS = ("train.lr=1e-3", "train.lr=2e-3", "train.lr=4e-3", "editor.gate=none")
 REAL = {
-    "backbone.path": "./tiny", "editor.width": None, "data.operations": ["background_colour"], "data.pairs": 16,
-    "data.validation_pairs": 4, "train.batch_size": 4, "train.max_steps": 6, "train.checkpoint_every": 2,
-    "train.log_every": 1, "train.validate_every": 3, "train.accelerator": "cpu", "sampling.steps": 1, "evaluation.clips": 2,
+    "data.operations": ["background_colour"], "data.pairs": 16, "data.validation_pairs": 4, "train.batch_size": 4,
+    "train.max_steps": 6, "train.checkpoint_every": 2, "train.log_every": 1, "train.validate_every": 3,
+    "train.accelerator": "cpu", "editor.width": 64, "sampling.steps": 1, "evaluation.clips": 2,
     "evaluation.frames": 5, "evaluation.batch_size": 2, "evaluation.controls": ["source_copy"],
     "evaluation.editors": {}, "evaluation.strips": 0, "evaluation.gate_maps": False, "evaluation.bootstrap": 100,
 }  # fmt: skip
@@ -95,10 +95,6 @@ def run(given: argparse.Namespace, place: Path, storage: str, store: str | None)
     if given.light:
         (place / "light_task.py").write_bytes((ROOT / "tests/sweeping/light_task.py").read_bytes())
         (place / "pause").write_text("0.1")
-    else:
-        from tests.backbone.tiny import save_pipeline
-
-        save_pipeline(place / "tiny")
     (place / "faults.yaml").write_text(json.dumps(content))  # JSON is YAML
     os.chdir(place)
     os.environ.update(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", MLFLOW_DISABLE_TELEMETRY="true")
