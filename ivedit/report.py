@@ -233,6 +233,8 @@ def count_arm(config: Mapping[str, Any]) -> Mapping[str, Any]:
     backbone = (config.get("backbone") or {}).get("path")
     if backbone != SHIPPED:
         return {"skipped": f"not counted (only {SHIPPED} is at hand everywhere, not {backbone})"}
+    if config.get("init_from"):
+        return {"skipped": "not counted (the editor is that of init_from, not of the configuration)"}
     try:
         return count_flops(from_dict({**config, "resume": None, "plugins": []}))
     except IveditError as error:

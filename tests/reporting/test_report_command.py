@@ -111,6 +111,7 @@ def test_flops_are_counted_on_the_shipped_backbone_only_and_another_one_is_said_
     config = RunFolder(next((folder / "runs").iterdir())).config()
     other = {**config, "backbone": {**config["backbone"], "path": "/models/Wan"}}
     assert count_arm(other) == {"skipped": "not counted (only wan-sprites is at hand everywhere, not /models/Wan)"}
+    assert "init_from" in count_arm({**config, "init_from": "editor.safetensors"})["skipped"]
     unknown = {**config, "editor": {**config["editor"], "variant": "from_a_plugin"}}
     assert "from_a_plugin" in count_arm(unknown)["skipped"]
 
