@@ -104,10 +104,12 @@ def _leaking(scene: AnchorScene) -> Clip | None:
         return None
     inside = scene.mask[:, 0]
     new, old = (clip.transpose(0, 2, 3, 1)[inside].mean(axis=0) for clip in (scene.truth, scene.source))
-    washed = [_washed(scene.truth, colour) for colour in (new, old)]
-    washed[0] = np.where(mask, scene.truth, washed[0])
-    # A removal leaves the background's own colour, which would not show: then the removed object's leaks, everywhere.
-    return max(washed, key=lambda clip: changed_share(np.where(mask, scene.truth, clip), scene.truth))
+    leak = np.where(mask, scene.truth, _washed(scene.truth, new))
+    if changed_share(leak, scene.truth) >= 0.5 * (1 - scene.mask.mean()):
+        return leak
+    # A removal leaves the background's own colour, which does not show: then the removed object's leaks, everywhere.
+    instead = _washed(scene.truth, old)
+    return max((leak, instead), key=lambda clip: changed_share(clip, scene.truth))
 
 
 def _washed(clip: Clip, colour: NDArray[np.float64]) -> Clip:
