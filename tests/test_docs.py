@@ -23,7 +23,9 @@ PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))]
 )
-WRITTEN = ("README.md", "docs/extending.md", "docs/method.md", "docs/sprites.md", "docs/sweeps.md")
+WRITTEN = (
+    "README.md", "docs/evaluation.md", "docs/extending.md", "docs/method.md", "docs/sprites.md", "docs/sweeps.md",
+)  # fmt: skip
 
 # Makes a run of any experiment short.
 TINY = (

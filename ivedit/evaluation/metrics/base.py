@@ -176,7 +176,7 @@ class ClipMetric(Metric):
             raise ValueError(
                 f"edited clips are {tuple(edited.shape)} and their sources {tuple(reference.source.shape)}"
             )
-        low, high = float(edited.min()), float(edited.max())
+        low, high = reference.shared("range", edited, lambda: [float(end) for end in edited.aminmax()])
         if not (low >= -1e-4 and high <= 1 + 1e-4):  # also refuses NaN pixels
             raise ValueError(f"edited pixels must lie in [0, 1], got {low:.3g} to {high:.3g}")
         assert reference.clips is not None

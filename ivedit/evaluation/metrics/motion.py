@@ -43,7 +43,7 @@ def _steps(clip: Tensor) -> Tensor:
 
 def _motion(clip: Tensor) -> Tensor:
     """(B, T, 3, H, W) -> (B,) mean absolute frame difference."""
-    total = sum(_steps(clip[:, part]).sum(dim=(1, 2, 3, 4), dtype=torch.float64) for part in frame_chunks(clip, 1))
+    total = sum(_steps(clip[:, part]).sum(dim=(1, 2, 3, 4)).double() for part in frame_chunks(clip, 1))
     assert isinstance(total, Tensor)
     return (total / clip[:, 1:].flatten(1).shape[1]).float()
 
@@ -79,7 +79,7 @@ class WarpError(ClipMetric):
         for part in frame_chunks(edited, 1):
             clip, steps = edited[:, part].float(), slice(part.start, part.stop - 1)
             error = (clip[:, 1:] - warp_previous(clip, flow.backward[:, steps])).abs_().mean(dim=2, keepdim=True)
-            total += (error * flow.visible[:, steps]).sum(dim=(1, 2, 3, 4), dtype=torch.float64)
+            total += (error * flow.visible[:, steps]).sum(dim=(1, 2, 3, 4)).double()
         return (total / flow.visible.sum(dim=(1, 2, 3, 4))).float()
 
 
@@ -100,7 +100,7 @@ class FlickerRatio(ClipMetric):
         total = torch.zeros(len(edited), dtype=torch.float64, device=edited.device)
         for part in frame_chunks(edited, 1):
             change = _steps(edited[:, part]).mean(dim=2) * rest[:, part.start : part.stop - 1]
-            total += change.sum(dim=(1, 2, 3), dtype=torch.float64)
+            total += change.sum(dim=(1, 2, 3)).double()
         motion = reference.kept("motion", lambda: _motion(reference.source))
         return torch.where(motion > STILL, (total / rest.sum(dim=(1, 2, 3))).float() / motion, torch.nan)
 
@@ -170,14 +170,27 @@ def _gradient(clip: Tensor) -> Tensor:
     """(B, T, 3, H, W) -> (B,) RMS Sobel gradient (per pixel), over the frame without its rim."""
     total = torch.zeros(len(clip), dtype=torch.float64, device=clip.device)
     for part in frame_chunks(clip):
-        x = clip[:, part].float()
-        columns = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
-        rows = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
-        across = (columns[..., 2:] - columns[..., :-2]) / 8
-        down = (rows[..., 2:, :] - rows[..., :-2, :]) / 8
-        total += (across.square_() + down.square_()).sum(dim=(1, 2, 3, 4), dtype=torch.float64)
+        total += _squared_gradient(clip[:, part].float()).double()
     t, c, h, w = clip.shape[1:]
     return (total / (t * c * (h - 2) * (w - 2))).sqrt().float()
+
+
+def _squared_gradient(x: Tensor) -> Tensor:
+    """(B, T, 3, H, W) -> (B,) sum of squared Sobel gradients, without the rim."""
+    if x.device.type == "cpu":
+        import cv2
+
+        planes = x.reshape(-1, *x.shape[-2:]).numpy()
+        sums = []
+        for plane in planes:
+            both = (cv2.Sobel(plane, cv2.CV_32F, *order, scale=1 / 8)[1:-1, 1:-1] for order in ((1, 0), (0, 1)))
+            sums.append(sum(float(torch.from_numpy(g).square().sum()) for g in both))
+        return torch.tensor(sums, dtype=torch.float64).reshape(len(x), -1).sum(dim=1)
+    columns = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
+    rows = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
+    across = (columns[..., 2:] - columns[..., :-2]) / 8
+    down = (rows[..., 2:, :] - rows[..., :-2, :]) / 8
+    return (across.square_() + down.square_()).sum(dim=(1, 2, 3, 4))
 
 
 @register_metric(

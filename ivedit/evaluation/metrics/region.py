@@ -46,9 +46,8 @@ def frame_errors(edited: Tensor, reference: Reference) -> Tensor:
             error = (edited[:, part].float() - reference.target[:, part].float()).square_().mean(dim=2, keepdim=True)
             inside = reference.mask[:, part]
             regions = torch.cat((inside, ~inside), dim=2)
-            sums = (error * regions).sum(dim=(3, 4), dtype=torch.float64)
-            found.append(torch.stack((sums, regions.sum(dim=(3, 4), dtype=torch.float64)), dim=-1))
-        return torch.cat(found, dim=1)
+            found.append(torch.stack(((error * regions).sum(dim=(3, 4)), regions.sum(dim=(3, 4)).float()), dim=-1))
+        return torch.cat(found, dim=1).double()  # a frame's sum is fine in float32, a clip's is not
 
     return reference.shared("frame errors", edited, compute)
 
