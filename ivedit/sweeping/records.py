@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from ivedit.errors import IveditError
-from ivedit.runfolder import redact, write_text_atomic
+from ivedit.runfolder import RunFolder, redact, write_text_atomic
 from ivedit.sweeping.folders import read_sweep
 from ivedit.sweeping.mirror import SoFar, best_first, mirror_sweep, open_sweep_run
 from ivedit.sweeping.plots import draw_plots
@@ -37,6 +39,8 @@ logger = logging.getLogger("ivedit.sweeping")
 
 REFRESH_SECONDS = 30.0
 """A refresh sooner than this after the one before does nothing, unless it is the last."""
+
+REPORT_SECONDS = 1800.0
 
 LOCK = ".records.lock"
 
@@ -108,8 +112,11 @@ class SweepRecorder:
     def close(self, state: str, reason: str | None = None) -> None:
         """A last refresh, and the parent's end: FINISHED, FAILED (a slot failed for good) or STOPPED (interrupted).
 
-        The parent stays RUNNING while slots do: then another machine is still at work.
+        The parent stays RUNNING while slots do: then another machine is still at work. A sweep that has ended gets its
+        report (``tables/report.*``), by which the parent then has it too.
         """
+        if state != "STOPPED":
+            self._try("the report cannot be made", self._report)
         self.refresh(self._stages, last=True)
         at_work = any(result.state == "RUNNING" for _, results in self._stages for result in results)
         if self.parent is not None and not at_work:
@@ -120,6 +127,17 @@ class SweepRecorder:
         if self.parent is not None:
             return self.parent.hint(**best_first(self.sweep))
         return f"imported into MLflow by: python -m ivedit.report --import {self.sweep.folder}"
+
+    def _report(self) -> None:
+        """Have the report written, where runs were evaluated on clips; by a process that may need torch."""
+        runs = [result.run_folder for _, results in self._stages for result in results if result.state == "COMPLETE"]
+        if not any("clips" in (RunFolder(run).results() or ()) for run in runs):
+            return
+        command = [sys.executable, "-m", "ivedit.report", str(self.sweep.folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=REPORT_SECONDS)
+        if done.returncode:
+            raise IveditError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
+        self._seen = None  # there are new tables
 
     def _refresh(self, stages: SoFar) -> None:
         folder = self.sweep.folder

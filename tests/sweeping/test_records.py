@@ -214,6 +214,22 @@ def test_nothing_is_asked_of_mlflow_when_nothing_has_changed(place: Path, monkey
     assert len(asked) == 2
 
 
+def test_a_sweep_that_has_ended_has_its_report_and_one_that_was_interrupted_has_none(place: Path, caplog):
+    played = play(place, "tracking.kind=none")
+    for success in (0.5, 0.25, 0.75):
+        played.complete(success)
+    claim, run = played.complete(0.5)
+    played.refresh()
+    results = run.results()
+    run.write_results({**results, "clips": []})  # evaluated, but with nothing to report
+    played.recorder.close("STOPPED", "interrupted")
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, logger="ivedit"):
+        played.recorder.close("FINISHED")
+    (warning,) = caplog.records
+    assert "the report cannot be made (" in warning.message and "--import" in warning.message
+
+
 def test_the_folder_of_a_sweep_made_without_mlflow_is_imported_whole_once_however_often_it_is_asked(
     place: Path, capsys: pytest.CaptureFixture[str]
 ):
