@@ -32,6 +32,7 @@ from ivedit.sweeping.plan import keep_definition
 from ivedit.sweeping.records import SweepRecorder
 from ivedit.sweeping.spec import Sweep
 from ivedit.sweeping.stages import Stages
+from ivedit.sweeping.storage import StorageFailed
 from ivedit.sweeping.study import StudyStore
 from ivedit.sweeping.worker import Orders, log_to, tidy, work_for
 
@@ -79,6 +80,9 @@ def launch(
     Returns:
         0: every slot is complete or pruned; 1: a slot failed for good; 130: interrupted.
 
+    Workers are new processes that import the main module: a script that calls this does so under
+    ``if __name__ == "__main__":``.
+
     Raises:
         ConfigError: No free GPU, too few of them, a changed definition: nothing was started.
         IveditError: A storage or store that cannot be reached, a full disk; one line. All children have stopped.
@@ -96,6 +100,10 @@ def launch(
             ]  # fmt: skip
             with Board(sweep.folder, quiet=not show) as board:
                 return _watch(sweep, stages, recorder, orders, board, command)
+    except KeyboardInterrupt:  # before or after there were workers to stop
+        return 130
+    except BrokenPipeError:  # whoever read the output has seen enough
+        raise
     except OSError as error:
         raise IveditError(f"cannot write the sweep's folder {sweep.folder}: {error.strerror or error}") from error
 
@@ -167,15 +175,21 @@ def _watch(
                 if not asked:
                     recorder.refresh(stages.so_far())
                 time.sleep(0.1 if asked else LOOK_SECONDS)
+    except IveditError as error:
+        crew.close()
+        if not isinstance(error, StorageFailed):  # else there is nothing to tell MLflow from
+            with contextlib.suppress(IveditError):
+                recorder.refresh(stages.so_far())
+                recorder.close("STOPPED", str(error))
+        raise
     finally:
         crew.close()
     board.show(_states(stages))
     board.end()
-    if asked and stages.current() is not None:
-        with contextlib.suppress(KeyboardInterrupt):
-            if asked == 1:
-                recorder.refresh(stages.so_far())
-                recorder.close("STOPPED", "interrupted")
+    if stages.current() is not None:  # Ctrl-C, or somebody ended the workers
+        if asked < 2:
+            recorder.refresh(stages.so_far())
+            recorder.close("STOPPED", "interrupted")
         board.note(f"interrupted; to go on, give the same command: {redact(shlex.join(command or _own_command()))}")
         return 130
     return _finish(stages, recorder, board)

@@ -232,7 +232,8 @@ class SlotWorker:
                         child.ask(f"pruned: {stage.pruner.metric} {value:.6g} at step {step}")  # type: ignore[union-attr]
             late = late or (sweep.trial_minutes is not None and child.seconds > 60 * sweep.trial_minutes)
             cut_off = cut_off or now - claim.renewed > sweep.lease_seconds * 0.75
-            if interrupted is None and (self.stopping or late or cut_off):
+            asked = self.stopping  # looked at every time: the second request must be heard as well
+            if interrupted is None and (asked or late or cut_off):
                 child.interrupt()
                 interrupted = now
             if self.stops > 1 or (interrupted is not None and late and now - interrupted > STOP_SECONDS):

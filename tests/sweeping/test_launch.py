@@ -124,6 +124,17 @@ def test_ctrl_c_twice_stops_at_once_and_nothing_is_corrupt(place: Path):
     assert starts(child.run_folder) == [0, 2]
 
 
+def test_workers_that_somebody_ends_leave_a_sweep_that_says_it_is_not_done(place: Path):
+    (place / "hold").write_text("2")
+    sweep = light.make(place, light.SEARCH, n_trials=1)
+    launcher = light.start(place)
+    (slot,) = holding(sweep)
+    os.kill(light.Stages(sweep).current().slots()[slot.slot].worker.pid, signal.SIGTERM)
+    code, out, err = light.ended(launcher)
+    assert (code, err) == (130, "") and "to go on, give the same command" in out
+    assert light.results(sweep)[0].state == "WAITING"
+
+
 def test_a_pruned_search_stops_children_between_steps_and_counts_them(place: Path):
     sweep = light.make(
         place, light.SEARCH, n_trials=3, prior=[{"train.lr": 0.1}, {"train.lr": 1.0}, {"train.lr": 0.1}],
