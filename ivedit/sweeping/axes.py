@@ -45,9 +45,9 @@ class Axis:
         if self.names is not None:
             return [(self._named(i), name) for i, name in enumerate(self.names)]
         if self.high == self.low:
-            return [(0.5, f"{self.low:.4g}")]
+            return [(0.5, _short(self.low))]
         shares = (0.0, 0.25, 0.5, 0.75, 1.0)
-        return [(share, f"{self._at(share):.3g}") for share in shares]
+        return [(share, _short(self._at(share))) for share in shares]
 
     def _named(self, index: int) -> float:
         assert self.names is not None
@@ -104,6 +104,11 @@ def _axis(label: str, values: Sequence[Any], space: Range | Choice | None) -> Ax
     low, high = min(values), max(values)
     log = space.log if isinstance(space, Range) else low > 0 and high / low >= 8 and len(set(values)) > 2
     return Axis(label, tuple(values), None, low, high, log)
+
+
+def _short(value: float) -> str:
+    """Three digits; millions as such."""
+    return f"{value / 1e6:.3g}M" if abs(value) >= 1e5 else f"{value:.3g}"
 
 
 def _is_number(value: Any) -> bool:
