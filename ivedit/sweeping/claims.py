@@ -55,7 +55,16 @@ class Worker:
         """Whether this worker's process is certainly dead; False whenever that cannot be known from here."""
         if self.machine is None or self.started is None or self.machine != machine_now():
             return False
-        return process_started(self.pid) != self.started
+        started = process_started(self.pid)
+        if started is not None:
+            return started != self.started
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False  # somebody else's, which this user's /proc may hide
+        return True  # a zombie
 
     def __str__(self) -> str:
         return f"{self.name} (process {self.pid} on {self.host})"

@@ -49,6 +49,17 @@ def test_a_worker_is_gone_when_its_process_is_a_zombie_or_somebody_elses():
 
 
 @linux
+def test_another_users_worker_whom_proc_hides_is_not_called_gone(monkeypatch: pytest.MonkeyPatch):
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    worker = replace(Worker.here("w"), pid=2**22 + 1)
+    assert worker.gone()
+    monkeypatch.setattr(os, "kill", refuse)  # what the kernel answers about a living process of another user
+    assert not worker.gone()
+
+
+@linux
 @pytest.mark.parametrize("machine", ["another boot pid:[4026531836]", None])
 def test_a_worker_of_another_machine_or_container_is_never_called_gone(machine: str | None):
     dead = subprocess.Popen([sys.executable, "-c", ""])
