@@ -8,6 +8,7 @@ from its folder alone.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -182,7 +183,8 @@ def telling(config: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def default_settings() -> dict[str, str]:
+@functools.cache
+def default_settings() -> Mapping[str, str]:
     """The schema's defaults, flattened."""
     from omegaconf import OmegaConf
 

@@ -6,6 +6,8 @@ malformed text but judges no value; `ivedit.config.compose` does that once the l
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,9 +126,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """A file's content and the line of every key (dotted). ConfigError for what is no mapping or no YAML."""
     where = experiments.shown(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        content = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
-        lines = dict(_key_lines(yaml.compose(text, Loader=yaml.SafeLoader), ""))
+        content, lines = copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where} cannot be read: {error}") from error
     except (yaml.YAMLError, OmegaConfBaseException, AssertionError) as error:
@@ -136,6 +136,12 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     if not isinstance(content, dict) or (not lines and content):
         raise ConfigError(f"{where} does not hold `key: value` lines")
     return {str(key): value for key, value in content.items()}, lines
+
+
+@functools.lru_cache(maxsize=256)  # a sweep composes the same few experiments for each of its arms
+def _parsed(text: str) -> tuple[Any, dict[str, int]]:
+    content = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
+    return content, dict(_key_lines(yaml.compose(text, Loader=yaml.SafeLoader), ""))
 
 
 def _key_lines(node: yaml.Node | None, prefix: str) -> Any:
