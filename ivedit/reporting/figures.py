@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["difference_plot", "profile_plot", "seed_plot"]
 
 COLOURS = ("#2a6fbb", "#d9822b", "#3d9a50", "#a04bb0", "#c0392b", "#17a2a2", "#8a6d3b", "#5b6470")
+_VERDICTS = {"holds": "#2e8b57", "FAILED": "#c0392b", "open": "#2a6fbb"}
 _AXES = {
     "success": ("success, %", "success, points"),
     "edited_psnr": ("edited region, dB", "edited region, dB"),
@@ -42,18 +43,18 @@ def seed_plot(found: Analysis) -> Figure:
 
 
 def difference_plot(found: Analysis) -> Figure:
-    """Paired differences with their intervals and a dot per seed; claims that hold in colour, others in grey."""
+    """Paired differences with their intervals and a dot per seed; the claimed metric in colour, others in grey."""
     shown = [d for d in found.differences if d.values]
     figure, panels = _panels(len(shown), len(METRICS))
     for axes, metric in zip(panels, METRICS, strict=True):
         axes.axvline(0, color="#444444", linewidth=0.9)
         for row, difference in enumerate(shown):
             claimed = metric == difference.metric
-            colour = ("#2e8b57" if difference.holds else "#c0392b") if claimed else "#9a9a9a"
+            colour = _VERDICTS[difference.verdict.split(":")[0]] if claimed else "#9a9a9a"
             _estimate(axes, row, difference.values[metric], metric, colour)
         axes.set_xlabel(_AXES[metric][1])
     _names(panels, [f"{d.better}\n- {d.than}" for d in shown])
-    title = "paired differences, 95% interval, a dot per seed; green: claim holds, red: it does not"
+    title = "paired differences, 95% interval, a dot per seed; green: claim holds, red: failed, blue: open"
     figure.suptitle(title, fontsize=10)
     return figure
 

@@ -120,10 +120,11 @@ figure { margin: 1em 0; }
 svg, figure img { max-width: 100%; height: auto; }
 li { margin: .35em 0; }
 .notes { color: #555; font-size: 13px; }
-.strip { margin: 1.2em 0; }
+.strips { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 620px), 1fr)); gap: 1.4em; }
+.strip { overflow-x: auto; }
 .strip td { border: 0; padding: 1px 8px; }
-.strip td:first-child { text-align: right; }
-.strip img { height: 72px; image-rendering: pixelated; display: block; }
+.strip td:first-child { text-align: right; white-space: normal; overflow-wrap: anywhere; width: 12em; }
+.strip img { height: 64px; image-rendering: pixelated; display: block; }
 code { background: #f3f3f3; padding: 0 .25em; }
 """
 

@@ -40,6 +40,7 @@ def _strips(arms: Sequence[str], folders: Mapping[str, Mapping[int, Path]]) -> I
     yield f"<p>Frames from first to last, {seeds}; edited region / kept region.</p>"
     results = {name: RunFolder(folder).results() or {} for name, folder in chosen.items()}
     some = next(iter(chosen.values()))
+    yield "<div class=strips>"
     for clip in sorted(clips):
         stem, number = clip.removesuffix("-edit.png"), int(clip.split("-")[0])
         about = next(iter(results.values()))["clips"][number]
@@ -49,6 +50,7 @@ def _strips(arms: Sequence[str], folders: Mapping[str, Mapping[int, Path]]) -> I
             rows.append(_frame_row(f"{name} {_score(results[name], number)}", folder / "media" / FRAMES / clip))
         rows.append(_frame_row("truth", some / "media" / FRAMES / f"{stem}-truth.png"))
         yield f"<div class=strip><strong>{html.escape(title)}</strong><table>{''.join(rows)}</table></div>"
+    yield "</div>"
 
 
 def _frames(folder: Path, kind: str) -> Iterator[Path]:

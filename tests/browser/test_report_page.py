@@ -48,7 +48,7 @@ def test_the_same_clips_of_all_arms_stand_below_each_other_and_fit_a_narrow_wind
     pictures = strip.locator("img")
     assert pictures.count() == len(ARMS) + 2
     boxes = [pictures.nth(i).bounding_box() for i in range(pictures.count())]
-    assert len({box["x"] for box in boxes}) == 1 and all(box["height"] == 72 for box in boxes)
+    assert len({box["x"] for box in boxes}) == 1 and all(box["height"] == 64 for box in boxes)
     assert pictures.evaluate_all("all => all.every(one => one.complete && one.naturalWidth > 0)")
     page.set_viewport_size({"width": 700, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # tables scroll by themselves
