@@ -258,3 +258,40 @@ def test_an_interrupted_judge_says_how_to_go_on(place: Path, oracle: OracleServe
     slow = 0.0
     assert main(arguments) == 0
     assert oracle.oracle.asked - asked == 24 - kept
+
+
+@pytest.mark.slow
+def test_a_run_with_a_judge_ends_with_this_table_and_its_folder_and_editor_can_be_evaluated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    from ivedit.run import main as run
+    from tests.backbone.tiny import save_pipeline
+    from tests.test_run import SMALL
+
+    monkeypatch.chdir(tmp_path)
+    save_pipeline(tmp_path / "tiny")
+    (tmp_path / "small.yaml").write_text(f"backbone: {{path: ./tiny}}\n{SMALL}")
+    known = Oracle()
+    known.tell(moving(size=(64, 64)).numpy(), moving(size=(64, 64)).numpy())  # AA needs no more than the size
+    with OracleServer(known) as server:
+        judge = [*JUDGE[:2], f"judge.base_url={server.url}", "judge.metrics=[AA]", "judge.repeats=1"]
+        assert run(["experiment=./small.yaml", "train.max_steps=1", *judge]) == 0, capsys.readouterr().err
+    assert known.asked == 1 and not known.violations
+    (folder,) = (tmp_path / "runs").glob("small-*")
+    own, table = json.loads((folder / "results.json").read_text()), results_of(folder)
+    assert table["methods"] == ["small"] and 1 <= table["judge"]["rows"]["small"]["AA"]["mean"] <= 5
+
+    def values(results: dict) -> dict:
+        return {name: found["mean"] for name, found in results["rows"]["small"]["metrics"].items()}
+
+    assert values(table) == pytest.approx(values(own), abs=2e-5)
+
+    assert main([str(folder), *QUIET]) == 0  # the edits that it kept
+    assert values(results_of(only_run(tmp_path))) == values(table)
+    shutil.rmtree(only_run(tmp_path))
+    shutil.rmtree(folder / "edits")
+    assert main([str(folder), *QUIET]) == 0, capsys.readouterr().err  # made again by its editor
+    again = results_of(only_run(tmp_path))["rows"]
+    ((name, row),) = [(name, row) for name, row in again.items() if row["kind"] == "method"]
+    assert name == folder.name
+    assert {key: found["mean"] for key, found in row["metrics"].items()} == pytest.approx(values(own), abs=2e-5)
