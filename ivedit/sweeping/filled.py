@@ -110,9 +110,11 @@ class FilledStudy:
     def _make_study(self) -> bool:
         """Make the study, or find it and check it. True when this call made it."""
         stage, made = self.stage, False
+        about: dict[str, Any] = {}
         directions = [StudyDirection[objective.direction.upper()] for objective in stage.objectives]
         if not self._find_study():
             self._refuse_other_definitions()
+            about["prior"] = self._prior()  # before anything is made: it may be refused
             try:
                 self._storage.create_new_study(directions, stage.study)
                 made = True
@@ -122,8 +124,10 @@ class FilledStudy:
         if list(self._storage.get_study_directions(self._number)) != directions:
             raise ConfigError(f"the study {stage.study} in {self.where} has other objectives: give it a new name=")
         known = self._storage.get_study_user_attrs(self._number)
-        metrics = [objective.metric for objective in stage.objectives]
-        about = {"sweep": stage.sweep, "stage": stage.name, "definition": dict(stage.definition), "objectives": metrics}
+        if "prior" not in known | about:  # the machine that made the study died before it wrote them
+            about["prior"] = self._prior()
+        about |= {"sweep": stage.sweep, "stage": stage.name, "definition": dict(stage.definition)}
+        about["objectives"] = [objective.metric for objective in stage.objectives]
         for key, value in about.items():
             if key not in known:
                 self._storage.set_study_user_attr(self._number, key, value)
@@ -207,16 +211,12 @@ class FilledStudy:
             if slot >= len(points):
                 raise ConfigError(f"n_trials={self.stage.n_trials}, but the grid has {len(points)} points")
             return points[slot]
-        prior = self._prior()
-        return prior[slot] if slot < len(prior) else {}
+        prior = self._storage.get_study_user_attrs(self._number).get("prior", ())
+        return cast(Mapping[str, Any], prior[slot]) if slot < len(prior) else {}
 
-    def _prior(self) -> list[Mapping[str, Any]]:
-        """Parameters to run first. Looked up once per study and kept with it: the study they come from may go on."""
-        kept = self._storage.get_study_user_attrs(self._number).get("prior")
-        if kept is None:
-            kept = proposals.prior_params(self.stage, self._storage, self.where)
-            self._storage.set_study_user_attr(self._number, "prior", kept)
-        return cast(list[Mapping[str, Any]], kept)
+    def _prior(self) -> list[dict[str, Any]]:
+        """Parameters to run first. Kept with the study: another one that they come from may go on."""
+        return proposals.prior_params(self.stage, self._storage, self.where)
 
     # -- writing ------------------------------------------------------------------------------------
 

@@ -281,8 +281,10 @@ def test_prior_trials_run_first_and_the_best_of_another_study_too(storage: str |
     assert drawn[0]["train.lr"] == 0.005
     assert drawn[1:3] == best
     assert len({str(params) for params in drawn}) == 4
+    wrong = StudyStore(search(4, prior=(PriorStudy(f"{old.stage.sweep}-serch", 2),)), storage, tmp_path)
     with pytest.raises(ConfigError, match="did you mean"):
-        opened(search(4, prior=(PriorStudy(f"{old.stage.sweep}-serch", 2),)), storage, tmp_path)
+        wrong.prepare()
+    assert not wrong.exists()  # nothing half-made
 
 
 def test_what_a_dead_worker_could_not_tell_is_read_from_the_run_folder(
