@@ -310,14 +310,17 @@ def describe_environment() -> dict[str, Any]:
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    commit = _ask("git", "rev-parse", "HEAD")
+    # The code that runs, where it lies in a repository of its own; else the project that is being worked in.
+    here = str(Path(__file__).parent)
+    git = ("git", "-C", here) if _ask("git", "-C", here, "ls-files", "--error-unmatch", __file__) else ("git",)
+    commit = _ask(*git, "rev-parse", "HEAD")
     gpus = _ask("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
         "git_commit": commit,
-        "git_changed": bool(_ask("git", "status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "git_changed": bool(_ask(*git, "status", "--porcelain", "--untracked-files=no")) if commit else None,
         "command": [Path(sys.argv[0]).name, *(redact(argument) for argument in sys.argv[1:])],
         "cpu_count": os.cpu_count(),
         "cpu": _cpu_name(),

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 
 from ivedit.config.schema import Config
 from ivedit.errors import IveditError
-from ivedit.runfolder import RunFolder, list_gpus, write_json_atomic, write_text_atomic
+from ivedit.runfolder import RunFolder, describe_environment, list_gpus, write_json_atomic, write_text_atomic
 
 
 @pytest.fixture
@@ -193,3 +194,15 @@ def test_equal_gpus_are_listed_once_with_their_number():
     assert list_gpus([line] * 4) == told and list_gpus(told) == told
     assert list_gpus([line, "A, B, 1 MiB, 2"]) == [told[0].removeprefix("4 x "), "A, B (1 MiB), driver 2"]
     assert list_gpus([]) == []
+
+
+def test_the_commit_is_that_of_the_code_wherever_a_run_is_started(tmp_path, monkeypatch):
+    root = Path(__file__).resolve().parents[1]
+    asked = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
+    if asked.returncode:
+        pytest.skip("this copy of the package is no git checkout")
+    somebody = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for command in (["init", "-q"], [*somebody, "commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)  # somebody's own project
+    assert describe_environment()["git_commit"] == asked.stdout.strip()

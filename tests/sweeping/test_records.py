@@ -218,7 +218,7 @@ def test_a_sweep_that_has_ended_has_its_report_and_one_that_was_interrupted_has_
     played = play(place, "tracking.kind=none")
     for success in (0.5, 0.25, 0.75):
         played.complete(success)
-    claim, run = played.complete(0.5)
+    _, run = played.complete(0.5)
     played.refresh()
     results = run.results()
     run.write_results({**results, "clips": []})  # evaluated, but with nothing to report
