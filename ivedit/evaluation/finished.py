@@ -6,7 +6,7 @@ flow) is found once, and an estimated mask is the same for all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from ivedit.evaluation.metrics import (
     build_metrics,
     measure,
     skipped_metrics,
+    start_source_flow,
     weights_digest,
 )
 from ivedit.evaluation.statistics import detectable_difference, paired_difference
@@ -100,6 +101,7 @@ def reference_of(loaded: LoadedClip, number: int, device: torch.device | str = "
         source if loaded.truth is None else pixels(loaded.truth),
         loaded.mask[None].to(device),
         torch.tensor([number], device=device),
+        start_source_flow(source),
         truth=torch.tensor([known], device=device),
         captions=[loaded.clip.target_caption],
         source_captions=[loaded.clip.source_caption],
@@ -126,12 +128,8 @@ def score_finished(
     clips: list[dict[str, Any]] = []
     # Most of the work lets go of the interpreter: two rows at a time keep two cores busy, and memory bounded.
     with Progress("measuring", len(manifest.clips)) as progress, ThreadPoolExecutor(_ROWS) as pool:
-        for number, loaded in enumerate(_loaded(manifest.clips)):
-            reference = reference_of(loaded, number, device)
-            tasks = [pool.submit(_measure_row, metrics[row], row, loaded, reference) for row in rows]
-            for task in tasks:
-                task.result()
-            clips.append(_about(loaded, reference))
+        for number, clip in enumerate(manifest.clips):
+            clips.append(_measure_clip(clip, number, metrics, pool, device))
             progress.advance(1)
     values = {row: {k: m.per_clip()[1].double().cpu().numpy() for k, m in found.items()}
               for row, found in metrics.items()}  # fmt: skip
@@ -146,6 +144,18 @@ def score_finished(
         "weights": {name: weights_digest(Path(place).expanduser()) for name, place in evaluation.weights.items()},
         **tables(values, [clip["operation"] for clip in clips], evaluation.bootstrap),
     }
+
+
+def _measure_clip(
+    clip: EditedClip, number: int, metrics: Mapping[str, Mapping[str, ClipMetric]], pool: ThreadPoolExecutor,
+    device: torch.device | str,
+) -> dict[str, Any]:  # fmt: skip
+    """Show one clip to the metrics of every row; its pixels are let go of before the next one's are read."""
+    loaded = load_clip(clip)
+    reference = reference_of(loaded, number, device)
+    for task in [pool.submit(_measure_row, found, row, loaded, reference) for row, found in metrics.items()]:
+        task.result()
+    return _about(loaded, reference)
 
 
 @torch.no_grad()
@@ -197,11 +207,6 @@ def _columns(values: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [name for name in first if name in there] + [
         name for name in sorted(there, key=lambda n: (bool(METRICS.info(n)["needs"]), n)) if name not in first
     ]
-
-
-def _loaded(clips: Sequence[EditedClip]) -> Iterator[LoadedClip]:
-    for clip in clips:
-        yield load_clip(clip)
 
 
 def _about(loaded: LoadedClip, reference: Reference) -> dict[str, Any]:
