@@ -188,8 +188,10 @@ def _configure(given: argparse.Namespace, sources: Sources, settings: list[str])
 def _editor_layer(reference: str) -> Layer:
     """What an editor was trained with, as far as edits depend on it."""
     from ivedit.edit import editor_settings
+    from ivedit.runfolder import RunFolder, is_run_folder
 
-    content = editor_settings(reference)
+    # a run's folder knows all of its configuration, an editor's file the part that training needed
+    content = RunFolder(reference).config() if is_run_folder(reference) else editor_settings(reference)
     layer = Layer(reference)
     for group in FROM_RUN:
         if content.get(group) is not None:
