@@ -14,7 +14,8 @@ from tests.postgres import Postgres
 from tests.sweeping import light
 
 SCRIPT = light.ROOT / "benchmarks" / "sweep_faults.py"
-RECORD = light.ROOT / "benchmarks" / "records" / "sweep_faults.json"
+RECORDS = light.ROOT / "benchmarks" / "records"
+PAGE = light.ROOT / "benchmarks" / "README.md"
 NOTHING = {
     "lost": [], "counted_twice": [], "running_left_in_optuna": 0, "running_left_in_mlflow": 0, "processes_left": 0,
     "values_that_differ": [], "differ_when_run_again_undisturbed": [],
@@ -46,10 +47,22 @@ def test_mlflow_says_what_study_and_files_say_after_kills(tmp_path: Path):
     assert {name: report[name] for name in NOTHING} == NOTHING and report["complete"] == 4
 
 
-def test_the_full_version_was_run_and_found_nothing():
-    record = json.loads(RECORD.read_text())
-    assert record["passed"] and {name: record[name] for name in NOTHING} == NOTHING
+@pytest.mark.parametrize(("name", "children"), [("sweep_faults", "real training"), ("sweep_faults_light", "light")])
+def test_the_full_versions_were_run_and_found_nothing_as_their_page_says(name: str, children: str):
+    record = json.loads((RECORDS / f"{name}.json").read_text())
+    assert record["passed"] and {key: record[key] for key in NOTHING} == NOTHING
     assert (record["storage"], record["tracking"]) == ("postgresql", "postgresql+psycopg")
-    assert (record["workers"], record["trials"], record["complete"]) == (4, 40, 40)
-    assert record["kills_in_all"] >= 20 and set(record["kills"]) == {"child", "worker", "launcher"}
-    assert record["children"] == "real training" and len(record["run_again_undisturbed"]) == 3
+    assert (record["workers"], record["trials"], record["complete"], record["children"]) == (4, 40, 40, children)
+    assert record["kills_in_all"] >= 20 and len(record["run_again_undisturbed"]) == 3
+    kills = "{child}, {worker}, {launcher}".format(**record["kills"])
+    (line,) = [line for line in PAGE.read_text().splitlines() if line.startswith("| killed:")]
+    assert kills in line
+
+
+def test_a_sweeps_own_time_is_under_three_seconds_a_trial_by_its_record():
+    record = json.loads((RECORDS / "sweep_overhead.json").read_text())
+    assert set(record["storages"]) == {"journal", "postgresql"}
+    for storage, arm in record["storages"].items():
+        assert arm["own_seconds_per_trial"] < 3
+        told = f"| {storage} | {arm['own_seconds_per_trial']:.2f} | {arm['own_cpu_seconds_per_trial']:.2f} |"
+        assert told in PAGE.read_text()
