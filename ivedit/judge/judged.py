@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ivedit.config.schema import JudgeConfig
+from ivedit.errors import ConfigError
 from ivedit.evaluation.files import fit_clip, read_clip
 from ivedit.evaluation.manifest import Manifest
 from ivedit.evaluation.statistics import paired_difference
@@ -98,6 +99,8 @@ def judge_manifest(
         ConfigError: settings that cannot work, or a clip that a metric has no meaning for.
         IveditError: the judge cannot be asked; what was answered is kept.
     """
+    if settings.anchors and not Path(settings.anchors).expanduser().is_file():
+        raise ConfigError(f"judge.anchors: there is no file {settings.anchors}; make it with --anchors")
     if settings.pairwise and len(manifest.methods) > 2:
         need_evalica()  # known now, not after the last answer
     metrics, asking = metrics_of(settings), asking_of(settings)
