@@ -13,6 +13,9 @@ from ivedit.runfolder import list_gpus
 
 __all__ = ["cell_text", "format_table", "markdown_table", "metric_label", "table_rows"]
 
+_COLUMNS = 5
+"""Metrics beside each other in a terminal."""
+
 OWN_ROW = "this run"
 """What a tracker's table calls the row of the run's own editor."""
 
@@ -128,12 +131,16 @@ def _paired(results: Mapping[str, Any]) -> str:
 def _others(results: Mapping[str, Any]) -> str:
     names = [name for name in METRICS.names() if name not in HEADLINE]
     names = [name for name in names if all(name in row["metrics"] for row in results["rows"].values())]
-    rows = [
-        [name, *(cell_text(metric, row["metrics"][metric], interval=False) for metric in names)]
-        for name, row in results["rows"].items()
-    ]
-    note = "\n\nn/N: clips with a value (no kept region left after the SSIM window; a source that stands still)."
-    return "## Structure and motion\n\n" + markdown_table(["row", *(metric_label(name) for name in names)], rows) + note
+    tables = []
+    for start in range(0, len(names), _COLUMNS):
+        shown = names[start : start + _COLUMNS]
+        rows = [
+            [name, *(cell_text(metric, row["metrics"][metric], interval=False) for metric in shown)]
+            for name, row in results["rows"].items()
+        ]
+        tables.append(markdown_table(["row", *(metric_label(name) for name in shown)], rows))
+    note = "n/N: clips with a value (no kept region left after the SSIM window; a source that stands still)."
+    return "\n\n".join(["## Structure and motion", *tables, note])
 
 
 def _operations(results: Mapping[str, Any]) -> str:
