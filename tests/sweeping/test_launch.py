@@ -58,6 +58,7 @@ def test_a_grid_tunes_each_arm_and_then_runs_every_arm_with_every_seed(place: Pa
     assert [r.attempts for r in light.results(sweep)] == [1] * 8
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_cut_at_every_level_has_the_same_table_as_one_that_was_not(place: Path):
     whole = light.make(place, light.GRID, name="whole")
     assert launch(whole, show=False) == 0
