@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -41,8 +42,9 @@ def _serving(store: str) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = ["-m", "mlflow", "server", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port)]
+    files = tempfile.TemporaryDirectory()  # where clients' artifacts go; the default is the working directory
     child = subprocess.Popen(
-        [sys.executable, *command, "--workers", "1"], start_new_session=True,
+        [sys.executable, *command, "--workers", "1"], start_new_session=True, cwd=files.name,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
     )  # fmt: skip
@@ -60,6 +62,7 @@ def _serving(store: str) -> Iterator[str]:
     finally:
         os.killpg(child.pid, signal.SIGTERM)
         child.wait(30)
+        files.cleanup()
 
 
 @pytest.fixture(scope="session")
