@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -144,6 +145,16 @@ def test_a_dry_run_counts_calls_pictures_and_tokens_and_asks_nobody(place: Path,
     assert not (place / "runs").exists()
 
 
+def test_a_dry_run_of_the_anchors_counts_the_questions_about_two_edits_too(place: Path, capsys):
+    settings = ["judge.backend=http", "judge.base_url=http://127.0.0.1:9/v1", "judge.model=none", "judge.repeats=1"]
+    counts = {}
+    for name, more in {"alone": [], "both": ["judge.pairwise=[IA]"]}.items():
+        assert main(["--anchors", "--dry-run", *settings, "judge.metrics=[IA]", *more]) == 0
+        counts[name] = [int(n) for n in re.findall(r"(\d+) judgements", capsys.readouterr().out.replace(",", ""))]
+    assert len(counts["alone"]) == 1 and counts["both"][0] == counts["alone"][0]
+    assert len(counts["both"]) == 2 and counts["both"][1] >= 2 * 3 * 40  # both orders, three relations, 40 clips each
+
+
 def test_known_faults_of_clips_prove_the_judge_and_the_verdict_stands_in_the_table(place: Path, tmp_path: Path):
     from ivedit.judge.anchor_scenes import sprite_scenes
 
@@ -231,7 +242,8 @@ def test_help_and_a_bad_setting_answer_without_heavy_imports(tmp_path: Path):
     )
     for arguments, status in ((["--help"], 0), (["x", "judge.repeats=0"], 2), (["nowhere"], 2)):
         command = [sys.executable, "-c", code, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True, env=environment)
         assert done.stdout.splitlines()[-1] == f"[] {status}", done.stderr
 
 

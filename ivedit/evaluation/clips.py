@@ -10,16 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ivedit.config.schema import Config
 from ivedit.data.sprites import SET_SEED, SpritesReader
+from ivedit.errors import ConfigError
 from ivedit.evaluation.metrics import Reference, start_source_flow
 from ivedit.flow import clip_seeds
 from ivedit.sprites import FRAMES, OPERATIONS, PairBatch, SceneBatch, render_pairs, sample_pairs
 
-__all__ = ["ClipBatch", "ClipSet", "Latents", "held_out_clips", "held_out_frames", "training_frames"]
+__all__ = [
+    "ClipBatch", "ClipSet", "Latents", "configured_clips", "held_out_clips", "held_out_frames", "training_frames",
+]  # fmt: skip
 
 
 @dataclass
@@ -186,6 +191,28 @@ def held_out_clips(
     index = torch.arange(_balanced_count(count, operations), device=device)
     pairs = sample_pairs(SET_SEED, index, split, list(operations) or None, balanced=True)
     return ClipSet(split, pairs, torch.arange(frames, device=device), size)
+
+
+def configured_clips(cfg: Config, backbone: Any) -> ClipSet:
+    """The held-out clips that ``evaluation.*`` and ``data.*`` name, on the backbone's device.
+
+    Raises:
+        ConfigError: a number of frames that the VAE cannot pack.
+    """
+    wanted, factor = cfg.evaluation, backbone.spec.time_factor
+    if (wanted.frames - 1) % factor:
+        raise ConfigError(
+            f"evaluation.frames: {wanted.frames} is not 1 + a multiple of {factor}, the frames that the VAE "
+            f"packs into one latent; use {wanted.frames - (wanted.frames - 1) % factor}"
+        )
+    return held_out_clips(
+        wanted.split,
+        wanted.clips,
+        operations=list(cfg.data.operations),
+        frames=wanted.frames,
+        size=cfg.data.height,
+        device=backbone.device,
+    )
 
 
 def held_out_frames(clips: ClipSet, count: int) -> ClipSet:

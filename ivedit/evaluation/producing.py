@@ -10,7 +10,7 @@ import torch
 
 from ivedit.config.schema import Config
 from ivedit.data.progress import Progress
-from ivedit.evaluation.clips import Latents, held_out_clips
+from ivedit.evaluation.clips import Latents, configured_clips
 from ivedit.evaluation.rows import build_rows
 from ivedit.evaluation.saving import EditWriter
 
@@ -28,17 +28,10 @@ def produce_edits(cfg: Config, backbone: Any, editors: Mapping[str, Any], folder
         folder: New or empty.
 
     Raises:
-        ConfigError: as `ivedit.evaluation.rows.build_rows`.
+        ConfigError: as `ivedit.evaluation.clips.configured_clips` and `ivedit.evaluation.rows.build_rows`.
     """
+    clips = configured_clips(cfg, backbone)
     rows = [row for row in build_rows(cfg, backbone, editors) if row.prepare is None]
-    clips = held_out_clips(
-        cfg.evaluation.split,
-        cfg.evaluation.clips,
-        operations=list(cfg.data.operations),
-        frames=cfg.evaluation.frames,
-        size=cfg.data.height,
-        device=backbone.device,
-    )
     writer = EditWriter(folder, clips.ids)
     with Progress("editing", len(rows) * len(clips)) as progress:
         for batch in clips.batches(cfg.evaluation.batch_size):

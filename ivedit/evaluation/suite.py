@@ -15,8 +15,7 @@ from typing import Any
 
 from ivedit.config.schema import Config
 from ivedit.data.progress import Progress
-from ivedit.errors import ConfigError
-from ivedit.evaluation.clips import ClipSet, held_out_clips
+from ivedit.evaluation.clips import ClipSet, configured_clips
 from ivedit.evaluation.gates import GateScores, score_gate
 from ivedit.evaluation.metrics import skipped_metrics
 from ivedit.evaluation.pictures import write_gate_pictures, write_media, write_success_chart
@@ -59,16 +58,8 @@ def evaluate(
         ConfigError: unknown controls, frames that the VAE cannot take, names that clash.
     """
     started = time.monotonic()
-    _check_frames(cfg, backbone)
+    clips = configured_clips(cfg, backbone)
     rows = build_rows(cfg, backbone, editors)
-    clips = held_out_clips(
-        cfg.evaluation.split,
-        cfg.evaluation.clips,
-        operations=list(cfg.data.operations),
-        frames=cfg.evaluation.frames,
-        size=cfg.data.height,
-        device=backbone.device,
-    )
     reader = find_reader(backbone, backbone.device)
     scores, kept = score_rows(
         cfg,
@@ -96,15 +87,6 @@ def evaluate(
 
 def _keeps_edits(cfg: Config) -> bool:
     return cfg.evaluation.save_edits or cfg.judge.backend != "none"
-
-
-def _check_frames(cfg: Config, backbone: Any) -> None:
-    factor = backbone.spec.time_factor
-    if (cfg.evaluation.frames - 1) % factor:
-        raise ConfigError(
-            f"evaluation.frames: {cfg.evaluation.frames} is not 1 + a multiple of {factor}, the frames that the VAE "
-            f"packs into one latent; use {cfg.evaluation.frames - (cfg.evaluation.frames - 1) % factor}"
-        )
 
 
 def _results(

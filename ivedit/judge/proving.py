@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
@@ -12,7 +13,15 @@ from ivedit.errors import ConfigError
 from ivedit.evaluation.manifest import EditedClip, read_manifest
 from ivedit.judge.anchor_clips import AnchorScene
 from ivedit.judge.anchor_scenes import MaskedClip, MaskedScenes, sprite_scenes
-from ivedit.judge.anchors import RELATIONS, AnchorCases, judge_anchors, judge_pair_anchors, needs, verdicts_text
+from ivedit.judge.anchors import (
+    RELATIONS,
+    AnchorCases,
+    judge_anchors,
+    judge_pair_anchors,
+    needs,
+    pair_anchors,
+    verdicts_text,
+)
 from ivedit.judge.build import asking_of, build_backend, metrics_of
 from ivedit.judge.estimate import estimate
 from ivedit.judge.record import Record, read_record
@@ -66,7 +75,7 @@ def prove(settings: JudgeConfig, where: str, record: Path, place: Path) -> str:
     if settings.pairwise:
         cases = AnchorCases(scenes, settings.pairwise)
         with Record(record) as kept:
-            verdicts += judge_pair_anchors(cases, settings.pairwise, build_backend(settings), kept, asking).verdicts
+            verdicts += judge_pair_anchors(cases, settings.pairwise, backend, kept, asking).verdicts
     write_verdicts(place, backend.model, backend.sampling, verdicts)
     left_out = [f"left out: {reason}" for reason in getattr(scenes, "reasons", [])]
     head = f"anchors of {backend.model} on {len(scenes)} scenes:"
@@ -75,10 +84,15 @@ def prove(settings: JudgeConfig, where: str, record: Path, place: Path) -> str:
 
 def anchor_plan(settings: JudgeConfig, where: str, record: Path | None) -> str:
     """What `prove` will cost, in words; nobody is asked."""
-    metrics = metrics_of(settings)
-    cases = AnchorCases(anchor_scenes(where), [m.name for m in metrics if m.name in RELATIONS])
+    metrics, asking, scenes = metrics_of(settings), asking_of(settings), anchor_scenes(where)
+    cases = AnchorCases(scenes, [m.name for m in metrics if m.name in RELATIONS])
     backend = build_backend(settings, asks=False)
-    return estimate(cases, metrics, backend, read_record(record) if record else None, asking_of(settings), needs).text()
+    kept = read_record(record) if record else None
+    said = estimate(cases, metrics, backend, kept, asking, needs).text()
+    if settings.pairwise:
+        pairs, pair_metrics, asks = pair_anchors(AnchorCases(scenes, settings.pairwise), settings.pairwise)
+        said += f"\npairwise anchors: {estimate(pairs, pair_metrics, backend, kept, asking, asks).text()}"
+    return said
 
 
 class _Clips(Sequence[MaskedClip]):
@@ -95,8 +109,9 @@ class _Clips(Sequence[MaskedClip]):
             return [self.read(i) for i in range(*index.indices(len(self)))]
         return self.read(range(len(self))[index])
 
+    @abstractmethod
     def read(self, index: int) -> MaskedClip:
-        raise NotImplementedError
+        """One clip."""
 
 
 class _ManifestClips(_Clips):

@@ -108,7 +108,8 @@ class MuonAdamW(torch.optim.AdamW):
         gradients = torch.stack([p.grad for p in parameters])  # type: ignore[misc]
         average = torch.stack(averages)
         # A tensor on the device, 0 for a bad step: nothing waits for it.
-        alive = 1 - getattr(self, "found_inf", torch.zeros((), device=gradients.device)).to(gradients.dtype)
+        found = getattr(self, "found_inf", None)
+        alive = gradients.new_ones(()) if found is None else 1 - found.to(gradients.dtype)
         gradients = torch.where(alive > 0, gradients, 0.0)
         average = torch.lerp(average, gradients, (1 - momentum) * alive)
         update = orthogonalise(torch.lerp(gradients, average, momentum)).to(average.dtype)

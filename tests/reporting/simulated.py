@@ -15,6 +15,7 @@ import PIL.Image
 import yaml
 
 from ivedit.config import load
+from ivedit.errors import ConfigError
 from ivedit.evaluation.statistics import mean_interval, share_interval
 from ivedit.runfolder import RunFolder, write_json_atomic
 from ivedit.sweeping.plan import build_stage, keep_definition
@@ -130,5 +131,5 @@ def _row(kind: str, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _config(arm: str) -> Any:
     try:
         return load(arm)
-    except Exception:
+    except ConfigError:  # a name of its own, which is no experiment
         return load("imvideoedit")
