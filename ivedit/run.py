@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ivedit.config.check import TASKS as PACKAGE_TASKS
 from ivedit.config.command_line import refuse, show, split_options
 from ivedit.config.compose import Composed, compose, to_yaml
 from ivedit.config.help import OPTIONS, explain, help_text
+from ivedit.config.rules import TASKS as PACKAGE_TASKS
 from ivedit.errors import ConfigError, IveditError, Stopped
 from ivedit.sweeping.orphans import PARENT_VARIABLE, die_with_parent
 from ivedit.tasks import TASKS

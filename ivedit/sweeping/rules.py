@@ -14,9 +14,9 @@ from typing import Any
 
 from ivedit import experiments
 from ivedit.config import Config, to_dict
-from ivedit.config.check import CONTROLS
 from ivedit.config.compose import compose
 from ivedit.config.fields import BadValue, coerce, fields, show
+from ivedit.config.rules import CONTROLS
 from ivedit.errors import ConfigError, or_nearest
 from ivedit.sweeping.parse import Given
 from ivedit.sweeping.spec import Arm, Choice, Objective, PrunerSpec, Range, SamplerSpec, Tune

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ivedit.config import Config, ConfigError, load
-from ivedit.config.check import CONTROLS, OPERATIONS, check
+from ivedit.config.check import check
+from ivedit.config.rules import CONTROLS, OPERATIONS
 
 REFUSED = {
     "resume and init_from": (["resume=.", "init_from=shipped"], "a resumed run already has its weights"),

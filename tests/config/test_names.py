@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ivedit.config import check
+from ivedit.config import rules as check
 
 
 def test_variants():

@@ -1,0 +1,98 @@
+"""Rules about image pairs (see `ivedit.config.check`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ivedit.config.rules import OPERATIONS, PAIR_FIELDS, READERS, rule, unknown
+from ivedit.config.schema import Config
+
+
+@rule("data.reader", "plugins")
+def _reader_is_known(c: Config) -> Iterator[str]:
+    if not c.plugins:
+        for problem in unknown([c.data.reader], READERS, "data reader"):
+            yield problem + ", or list the module that registers it in plugins"
+
+
+@rule("data.reader", "data.path")
+def _folder_needs_a_path(c: Config) -> Iterator[str]:
+    if c.data.reader == "folder" and not c.data.path:
+        yield "the folder reader needs data.path=FOLDER, the directory with the table and the images"
+    if c.data.reader == "folder" and c.data.path and not Path(c.data.path).expanduser().is_dir():
+        yield f"{c.data.path} is not a directory"
+    if c.data.reader == "sprites" and c.data.path:
+        yield "sprites are drawn, not read; set data.reader=folder or leave data.path out"
+
+
+@rule("data.reader", "data.path", "data.table")
+def _table_exists(c: Config) -> Iterator[str]:
+    if c.data.reader == "folder" and c.data.path:
+        base = Path(c.data.path).expanduser()
+        if base.is_dir() and not (base / c.data.table).is_file():
+            found = sorted(p.name for p in base.iterdir() if p.suffix in (".csv", ".jsonl"))
+            yield f"the folder has no such table; it has {', '.join(found) or 'no .csv or .jsonl file'}"
+
+
+@rule("data.reader", "data.columns")
+def _columns_map_a_table(c: Config) -> Iterator[str]:
+    if c.data.reader == "sprites" and c.data.columns:
+        yield "sprites have no table; set data.reader=folder or leave data.columns out"
+    yield from unknown(list(c.data.columns), PAIR_FIELDS, "field of a pair called")
+
+
+@rule("data.operations")
+def _operations_exist(c: Config) -> Iterator[str]:
+    yield from unknown(c.data.operations, OPERATIONS, "edit operation")
+
+
+@rule("data.operations", "data.reader")
+def _operations_are_of_sprites(c: Config) -> Iterator[str]:
+    if c.data.operations and c.data.reader == "folder":
+        yield "operations choose sprite edits; a folder is trained on whole, so leave data.operations out"
+
+
+@rule("data.height")
+def _height_divides(c: Config) -> Iterator[str]:
+    yield from _divides(c.data.height, "data.height")
+
+
+@rule("data.width")
+def _width_divides(c: Config) -> Iterator[str]:
+    yield from _divides(c.data.width, "data.width")
+
+
+@rule("data.reader", "data.height", "data.width")
+def _sprites_are_square(c: Config) -> Iterator[str]:
+    sizes = c.data.height, c.data.width
+    if c.data.reader == "sprites" and sizes[0] != sizes[1] and not any(size % 16 for size in sizes):
+        yield "sprites are square; set both alike"
+
+
+def _divides(size: int, key: str) -> Iterator[str]:
+    if size % 16:
+        yield f"Wan needs a multiple of 16; the nearest is {key}={max(16, round(size / 16) * 16)}"
+
+
+@rule("data.pairs", "train.batch_size", "train.accumulate", "train.devices", "train.nodes")
+def _one_full_step(c: Config) -> Iterator[str]:
+    t = c.train
+    step = t.batch_size * t.accumulate * t.devices * t.nodes
+    if c.task == "edit" and t.epochs > 0 and t.max_steps != 0 and c.data.pairs < step:
+        yield f"one optimiser step takes {step} pairs, more than there are; lower train.batch_size"
+
+
+@rule("data.null_edits")
+def _some_real_edits(c: Config) -> Iterator[str]:
+    if c.data.null_edits == 1:
+        yield "with only null edits nothing but copying is trained; use a share below 1, e.g. 0.1"
+
+
+@rule("data.cache", "data.cache_dir")
+def _cache_has_a_place(c: Config) -> Iterator[str]:
+    if c.data.cache == "disk" and not c.data.cache_dir:
+        yield "a cache on disk needs a folder: data.cache_dir=cache"
+
+
+# -- editor and texts ---------------------------------------------------------------------------------------------

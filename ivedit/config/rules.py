@@ -1,0 +1,84 @@
+"""What a rule between settings is, and the names that exist; the rules stand in the `check` modules beside this one.
+
+Nothing heavy is imported: the names are those of registries, and a test holds that they agree with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ivedit.config.fields import fields, show
+from ivedit.config.schema import Config
+from ivedit.errors import or_nearest
+
+__all__ = [
+    "CLIP_FRAMES", "CONTROLS", "JUDGE_METRICS", "OPERATIONS", "PAIR_FIELDS", "READERS", "TASKS", "VARIANTS", "WEIGHTS",
+    "broken", "changed", "rule", "unknown", "value_of",
+]  # fmt: skip
+
+TASKS = ("edit", "pretrain_text", "pretrain_reader", "pretrain_vae", "pretrain_dit")
+VARIANTS = ("predict_update", "side_by_side", "single_attention", "tuned_attention")
+READERS = ("folder", "sprites")
+OPERATIONS = (
+    "recolour", "reshape", "remove", "add", "resize", "background_colour", "background_pattern", "style", "compound",
+)  # fmt: skip
+CONTROLS = ("source_copy", "frozen", "vae_ceiling", "still_clip")
+WEIGHTS = ("clip", "dino", "pickscore")
+JUDGE_METRICS = ("IA", "TC", "VF", "AA", "OVE")
+PAIR_FIELDS = (
+    "id", "source", "target", "instruction", "source_caption", "target_caption", "mask", "operation", "split",
+)  # fmt: skip
+CLIP_FRAMES = 17  # the length of a sprite clip
+
+Rule = Callable[[Config], Iterator[str]]
+_RULES: list[tuple[tuple[str, ...], Rule]] = []
+
+
+def rule(*keys: str) -> Callable[[Rule], Rule]:
+    """File a rule about ``keys``. It yields one line per fault: why it cannot be, and what to do instead."""
+
+    def add(function: Rule) -> Rule:
+        _RULES.append((keys, function))
+        return function
+
+    return add
+
+
+def broken(config: Config, sources: Mapping[str, str], skip: set[str] | frozenset[str] = frozenset()) -> list[str]:
+    """Every broken rule as one line that names the settings, their values, who set them and the fix.
+
+    ``sources`` maps a key to the file or argument that set it; ``skip`` holds keys whose values are already bad.
+    """
+    problems = []
+    for keys, function in _RULES:
+        if skip.isdisjoint(keys):
+            for reason in function(config):
+                shown = {key: show(value_of(config, key)) for key in keys}
+                named = ", ".join(f"{key}={value} ({sources.get(key, 'default')})" for key, value in shown.items())
+                problems.append(f"{named}: {reason}")
+    return problems
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The setting named ``key``, such as train.lr."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def changed(config: Config, key: str) -> bool:
+    """Whether it is not its default."""
+    return bool(value_of(config, key) != fields()[key].default)
+
+
+def unknown(names: list[str], known: tuple[str, ...], what: str) -> Iterator[str]:
+    """A line for every name that does not exist or is listed twice."""
+    for name in names:
+        if name not in known:
+            near = or_nearest(name, known)
+            end = near if near.startswith("known") else f"{near} known: {', '.join(known)}"
+            yield f"there is no {what} {name!r}; {end}"
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{name!r} is listed twice; name it once"
