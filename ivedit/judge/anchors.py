@@ -67,6 +67,17 @@ class AnchorCases:
         assert clip is not None  # a pure function, which gave one before
         return Case.of(scene.name, kind, scene.source, clip, scene.instruction, truth=scene.truth, mask=scene.mask)
 
+    def questions(self, names: Sequence[str]) -> int:
+        """How many questions `judge_anchors` asks in one repeat about these metrics; no clip is made to know it."""
+        return sum(any(kind in pair for pair in RELATIONS.get(name, ())) for name in names for _, kind in self.places)
+
+    def pair_questions(self, names: Sequence[str]) -> int:
+        """The same for `judge_pair_anchors`: both orders of each relation whose two clips a scene has."""
+        kinds: dict[int, set[str]] = {}
+        for number, kind in self.places:
+            kinds.setdefault(number, set()).add(kind)
+        return sum(2 * found.issuperset(pair) for name in names for pair in RELATIONS[name] for found in kinds.values())
+
 
 @dataclass(frozen=True)
 class Anchored:

@@ -68,14 +68,16 @@ def prove(settings: JudgeConfig, where: str, record: Path, place: Path) -> str:
     scenes = anchor_scenes(where)
     cases = AnchorCases(scenes, [metric.name for metric in metrics])
     backend = build_backend(settings)
-    total = asking.repeats * sum(needs(cases[i], metric) for i in range(len(cases)) for metric in metrics)
+    total = asking.repeats * cases.questions([metric.name for metric in metrics])
     with Progress("judging anchors", total) as progress, Record(record) as kept:
         found = judge_anchors(cases, metrics, backend, kept, asking, progress.advance)
     verdicts = list(found.verdicts)
     if settings.pairwise:
         cases = AnchorCases(scenes, settings.pairwise)
-        with Record(record) as kept:
-            verdicts += judge_pair_anchors(cases, settings.pairwise, backend, kept, asking).verdicts
+        total = asking.repeats * cases.pair_questions(settings.pairwise)
+        with Progress("judging pairwise anchors", total) as progress, Record(record) as kept:
+            found = judge_pair_anchors(cases, settings.pairwise, backend, kept, asking, progress.advance)
+        verdicts += found.verdicts
     write_verdicts(place, backend.model, backend.sampling, verdicts)
     left_out = [f"left out: {reason}" for reason in getattr(scenes, "reasons", [])]
     head = f"anchors of {backend.model} on {len(scenes)} scenes:"

@@ -51,6 +51,7 @@ def test_a_judge_that_knows_has_every_relation_right_on_forty_pairs(tmp_path):
         result = asked(oracle, record=record)
     assert oracle.violations == []
     assert oracle.asked == 40 * (4 + 4 + 4 + 2) == len(result.judgements)
+    assert AnchorCases(SCENES, list(METRICS)).questions(list(METRICS)) == oracle.asked  # what a progress bar ends at
     assert [one.metric for one in result.verdicts] == ["IA", "TC", "VF", "AA"]
     for one in result.verdicts:
         assert one.state == VALID, verdicts_text(result.verdicts)

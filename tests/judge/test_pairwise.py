@@ -86,9 +86,10 @@ def test_a_judge_that_always_names_a_prefers_nothing_and_is_found_out():
 def test_pairwise_anchors_prove_a_judge_that_knows_and_refuse_one_that_names_a_place():
     for oracle, names, state in ((told(), ["TC"], VALID), (told(constant="A"), ["AA"], NOT_VALID)):
         with OracleServer(oracle) as server:
-            backend = HttpBackend(server.url, "oracle-1")
-            result = judge_pair_anchors(AnchorCases(SCENES, names), names, backend, None, ASKING)
+            backend, cases, steps = HttpBackend(server.url, "oracle-1"), AnchorCases(SCENES, names), []
+            result = judge_pair_anchors(cases, names, backend, None, ASKING, steps.append)
         assert oracle.violations == []
+        assert cases.pair_questions(names) == sum(steps) == len(result.judgements) > 0  # a bar ends where it says
         assert [v.metric for v in result.verdicts] == [f"{name}.pair" for name in names]
         assert [v.state for v in result.verdicts] == [state] * len(names), verdicts_text(result.verdicts)
         accuracies = {r.accuracy for v in result.verdicts for r in v.relations}
