@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ivedit.config.rules import OPERATIONS, PAIR_FIELDS, READERS, rule, unknown
+from ivedit.config.rules import OPERATIONS, PAIR_FIELDS, PRESETS, READERS, changed, rule, unknown
 from ivedit.config.schema import Config
 
 
@@ -42,6 +42,51 @@ def _columns_map_a_table(c: Config) -> Iterator[str]:
     yield from unknown(list(c.data.columns), PAIR_FIELDS, "field of a pair called")
 
 
+@rule("data.reader", "data.path", "data.preset")
+def _set_has_a_place(c: Config) -> Iterator[str]:
+    if c.data.reader == "set" and not c.data.path and not c.data.preset:
+        yield (
+            "the set reader needs data.path=FOLDER, FILE or a hub name, or data.preset=NAME of a set on the hub "
+            f"({', '.join(PRESETS)})"
+        )
+
+
+@rule("data.preset")
+def _preset_exists(c: Config) -> Iterator[str]:
+    name = c.data.preset
+    if name is None:
+        return
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).expanduser().is_file():
+            yield f"there is no file {name}"
+    else:
+        yield from unknown([name], PRESETS, "preset called")
+
+
+@rule(
+    "data.reader", "data.preset", "data.subset", "data.split", "data.validation_split", "data.min_scores",
+    "data.frame", "data.streaming",
+)  # fmt: skip
+def _settings_of_sets(c: Config) -> Iterator[str]:
+    if c.data.reader in ("folder", "sprites"):
+        for name in ("preset", "subset", "split", "validation_split", "min_scores", "frame", "streaming"):
+            if changed(c, f"data.{name}"):
+                yield f"data.{name} belongs to data.reader=set; set that, or leave it out"
+
+
+@rule("data.streaming", "data.cache", "text.gate")
+def _streams_come_once(c: Config) -> Iterator[str]:
+    if not c.data.streaming:
+        return
+    if c.data.cache != "none":
+        yield (
+            "a stream is encoded as it comes and nothing of it is kept: set data.cache=none, or data.streaming=false "
+            "to fetch the files and encode each pair once"
+        )
+    if c.text.gate == "shuffled":
+        yield "a shuffled gate needs the texts of all pairs, which a stream does not have; set data.streaming=false"
+
+
 @rule("data.operations")
 def _operations_exist(c: Config) -> Iterator[str]:
     yield from unknown(c.data.operations, OPERATIONS, "edit operation")
@@ -49,8 +94,8 @@ def _operations_exist(c: Config) -> Iterator[str]:
 
 @rule("data.operations", "data.reader")
 def _operations_are_of_sprites(c: Config) -> Iterator[str]:
-    if c.data.operations and c.data.reader == "folder":
-        yield "operations choose sprite edits; a folder is trained on whole, so leave data.operations out"
+    if c.data.operations and c.data.reader in ("folder", "set"):
+        yield f"operations choose sprite edits; a {c.data.reader} is trained on whole, so leave data.operations out"
 
 
 @rule("data.height")

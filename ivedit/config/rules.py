@@ -13,13 +13,14 @@ from ivedit.config.schema import Config
 from ivedit.errors import or_nearest
 
 __all__ = [
-    "CLIP_FRAMES", "CONTROLS", "JUDGE_METRICS", "OPERATIONS", "PAIR_FIELDS", "READERS", "TASKS", "VARIANTS", "WEIGHTS",
+    "CLIP_FRAMES", "CONTROLS", "JUDGE_METRICS", "OPERATIONS", "PAIR_FIELDS", "PRESETS", "READERS", "TASKS", "VARIANTS", "WEIGHTS",
     "broken", "changed", "rule", "unknown", "value_of",
 ]  # fmt: skip
 
 TASKS = ("edit", "pretrain_text", "pretrain_reader", "pretrain_vae", "pretrain_dit")
 VARIANTS = ("predict_update", "side_by_side", "single_attention", "tuned_attention")
-READERS = ("folder", "sprites")
+READERS = ("folder", "set", "sprites")
+PRESETS = ("anyedit", "instructpix2pix", "kiwi", "magicbrush", "nhr_edit", "omniedit", "ultraedit", "vifeedit")
 OPERATIONS = (
     "recolour", "reshape", "remove", "add", "resize", "background_colour", "background_pattern", "style", "compound",
 )  # fmt: skip
@@ -27,7 +28,7 @@ CONTROLS = ("source_copy", "frozen", "vae_ceiling", "still_clip")
 WEIGHTS = ("clip", "dino", "pickscore")
 JUDGE_METRICS = ("IA", "TC", "VF", "AA", "OVE")
 PAIR_FIELDS = (
-    "id", "source", "target", "instruction", "source_caption", "target_caption", "mask", "operation", "split",
+    "id", "source", "target", "instruction", "source_caption", "target_caption", "mask", "operation", "split", "group",
 )  # fmt: skip
 CLIP_FRAMES = 17  # the length of a sprite clip
 

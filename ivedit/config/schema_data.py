@@ -19,17 +19,42 @@ _f = declare
 class DataConfig:
     """Image pairs (source, edited, instruction)."""
 
-    reader: str = _f("sprites", "Where pairs come from (a registry name): sprites, folder, or one from `plugins`.")
+    reader: str = _f("sprites", "Where pairs come from (a registry name): sprites, folder, set, or one from `plugins`.")
     pairs: int = _f(13000, "Number of distinct training pairs.", min=1)
     validation_pairs: int = _f(512, "Number of held-out pairs for the validation loss.", min=1)
     operations: list[str] = _f(
         [], "Sprites: only these edit operations; empty: all. See docs/sprites.md for their names."
     )
-    path: Optional[str] = _f(None, "folder: the directory that holds the table and the images.")
-    table: str = _f("pairs.csv", "folder: the CSV or JSONL table, relative to data.path.")
-    columns: dict[str, str] = _f(
-        {}, "folder: column of the table for each field of a pair, e.g. {source: src_img, target: edited_img}."
+    path: Optional[str] = _f(
+        None,
+        "folder: the directory that holds the table and the images. set: a directory or file of parquet, tar shards, "
+        "CSV or JSONL, or a hub name; none: the preset's hub name.",
     )
+    table: str = _f("pairs.csv", "folder, and set where there is one: the CSV or JSONL table, relative to data.path.")
+    columns: dict[str, str] = _f(
+        {}, "Column of the table for each field of a pair, e.g. {source: src_img, target: edited_img}."
+    )
+    preset: Optional[str] = _f(
+        None, "set: column names, splits and hub name of a known set (docs/data.md lists them), or your own ./FILE.yaml."
+    )
+    subset: Optional[str] = _f(None, "set: the set's configuration, where it has several; none: the preset's, or its only.")
+    split: Optional[str] = _f(None, "set: the split to train on; none: the preset's, or train.")
+    validation_split: Optional[str] = _f(
+        None, "set: the split to validate on; none: the preset's, or some pairs of the training split are held out."
+    )
+    min_scores: dict[str, float] = _f(
+        {}, "set: the least value of a score column, e.g. {o_score: 7}; pairs without that score are left out."
+    )
+    frame: str = _f(
+        "none",
+        "set: which frame to take where source and target are videos, the same of both; random is drawn once per pair. "
+        "none: videos are refused.",
+        choices=("none", "first", "middle", "random"),
+    )
+    streaming: bool = _f(
+        False, "set: read the pairs of every pass from the hub without storing them; needs data.cache=none."
+    )
+    shuffle_buffer: int = _f(1000, "Streaming: pairs held to draw the next one from.", min=1)
     height: int = _f(64, "Height in pixels that pairs are resized and cropped to.", min=16)
     width: int = _f(64, "Width in pixels that pairs are resized and cropped to.", min=16)
     unequal_size: str = _f(

@@ -19,7 +19,7 @@ from ivedit.errors import ConfigError, or_nearest
 __all__ = ["TableRow", "inside", "read_table", "some"]
 
 REQUIRED = ("source", "target", "instruction")
-OPTIONAL = ("id", "source_caption", "target_caption", "mask", "operation", "split")
+OPTIONAL = ("id", "source_caption", "target_caption", "mask", "operation", "split", "group")
 _SHOWN = 5  # names in one error message
 
 
