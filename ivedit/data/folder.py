@@ -130,24 +130,28 @@ class FolderReader(PairReader):
 
     def load_pixels(self, index: int) -> tuple[Tensor, Tensor]:
         source, target = self._images(self.rows[index])
-        return self._pixels(source), self._pixels(target)
+        size = self._size(index)
+        return images.to_tensor(images.fit(source, *size)), images.to_tensor(images.fit(target, *size))
 
-    def _pixels(self, image: Image.Image) -> Tensor:
-        return images.to_tensor(images.fit(image, self.height, self.width))
+    def _size(self, index: int) -> tuple[int, int]:
+        return self.size_of(index) or (self.height, self.width)
+
+    def sizes(self, indices: Sequence[int]) -> list[tuple[int, int] | None]:
+        files = [self.rows[i].source for i in indices]
+        return [None if file is None else images.image_size(file) for file in files]
 
     def load(self, index: int) -> PairRecord:
         row = self.rows[index]
         source, target = self._images(row)
+        size = self._size(index)
         mask = None
         if row.mask is not None:
-            mask = images.fit_mask(
-                self._same_size(row, self._open(row, "mask"), source.size, "mask"), self.height, self.width
-            )
+            mask = images.fit_mask(self._same_size(row, self._open(row, "mask"), source.size, "mask"), *size)
         words = row.texts
         return PairRecord(
             id=words.id,
-            source=as_float(self._pixels(source)),
-            target=as_float(self._pixels(target)),
+            source=as_float(images.to_tensor(images.fit(source, *size))),
+            target=as_float(images.to_tensor(images.fit(target, *size))),
             instruction=words.instructions[0],
             source_caption=words.source_caption,
             target_caption=words.target_caption,
@@ -157,13 +161,16 @@ class FolderReader(PairReader):
         )
 
     def keys(self, indices: Sequence[int]) -> list[str]:
-        transform = f"{images.TRANSFORM} {self.height}x{self.width} {self.unequal_size} pillow {pillow_version}"
         return [
             # A row without instruction is refused, even where another row with the same images is not.
-            f"folder {transform} {_state(self.rows[i].source)} {_state(self.rows[i].target)} "
+            f"folder {self._transform(i)} {_state(self.rows[i].source)} {_state(self.rows[i].target)} "
             f"{bool(self.rows[i].texts.instructions)}"
             for i in indices
         ]
+
+    def _transform(self, index: int) -> str:
+        height, width = self._size(index)
+        return f"{images.TRANSFORM} {height}x{width} {self.unequal_size} pillow {pillow_version}"
 
 
 def _state(path: Path | None) -> str:

@@ -12,6 +12,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -20,11 +21,13 @@ from torch import Tensor
 
 from ivedit.data.record import BadRecord, PairTexts
 
-__all__ = ["MAX_PIXELS", "TRANSFORM", "fit", "fit_mask", "names_a_side", "read_image", "to_tensor"]
+__all__ = ["MAX_PIXELS", "TRANSFORM", "fit", "fit_mask", "image_size", "names_a_side", "read_image", "to_tensor"]
 
 MAX_PIXELS = 64_000_000  # larger images are refused before they are decoded
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 TRANSFORM = "cover, bicubic, centre crop, 1"  # part of every cache key: change it when `fit` changes its pixels
+
+_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
 
 _SIDES = re.compile(r"\b(left|right)(most|wards?|-hand|hand)?\b", re.IGNORECASE)
 
@@ -74,6 +77,22 @@ def read_image(path: Path, name: str, mode: str = "RGB") -> Image.Image:
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as problem:
         # What Pillow's decoders raise for damaged files; SyntaxError is its word for a broken PNG.
         raise BadRecord(name, f"is damaged ({problem})") from None
+
+
+def image_size(file: Path | BinaryIO) -> tuple[int, int] | None:
+    """(height, width) of an image as `read_image` would give it, from its header; None if that cannot be read."""
+    if isinstance(file, Path) and not file.is_file():  # opening a pipe would wait for ever
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as image:
+                width, height = image.size
+                # A PNG may hold its orientation behind its pixels, and Pillow would decode them all to look.
+                turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(_ORIENTATION, 1) >= 5
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError):
+        return None  # whoever reads its pixels says what is wrong with it
+    return (width, height) if turned else (height, width)
 
 
 def _flatten(image: Image.Image, mode: str, name: str) -> Image.Image:

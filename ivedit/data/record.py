@@ -117,6 +117,7 @@ class PairReader(ABC):
     def __init__(self, *, seed: int = 0, flip: float = 0.0) -> None:
         self.seed = seed
         self.flip = flip
+        self._cut: Sequence[tuple[int, int]] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -138,8 +139,30 @@ class PairReader(ABC):
     def keys(self, indices: Sequence[int]) -> list[str]:
         """For each pair a string that differs whenever the pixels of `load_batch` may differ (files, transform)."""
 
+    def sizes(self, indices: Sequence[int]) -> list[tuple[int, int] | None] | None:
+        """(height, width) in pixels of each pair's source as it would be shown, for `data.buckets`.
+
+        Cheap: from an image's header or a column, nothing is decoded. A pair whose size cannot be told (a missing or
+        damaged file) is None in the list. A reader that cannot offer other sizes than the configured one returns
+        None for all, as this does.
+        """
+        return None
+
+    def cut_to(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """From now on pair i comes at `sizes[i]` (height, width), and its key says so.
+
+        A reader that reports `sizes` must ask `size_of(index)` wherever it scales and crops, and in `keys`.
+        """
+        if len(sizes) != len(self):
+            raise ValueError(f"{len(sizes)} sizes for {len(self)} pairs")
+        self._cut = sizes
+
+    def size_of(self, index: int) -> tuple[int, int] | None:
+        """(height, width) that `cut_to` gave the pair; None: the configured size."""
+        return None if self._cut is None else self._cut[index]
+
     def load_batch(self, indices: Sequence[int]) -> PixelBatch:
-        """Pixels of several pairs. Readers that can make many at once override this."""
+        """Pixels of several pairs, all of one size. Readers that can make many at once override this."""
         kept: list[int] = []
         sources: list[Tensor] = []
         targets: list[Tensor] = []

@@ -128,6 +128,25 @@ def test_files_that_are_no_usable_image_are_refused_by_name(tmp_path, content, r
     assert caught.value.name == "p1 (bild.jpg)"
 
 
+@pytest.mark.parametrize(("suffix", "orientation"), [("jpg", 1), ("jpg", 6), ("webp", 8), ("tiff", 3), ("png", 5)])
+def test_a_headers_size_is_that_of_the_upright_image(tmp_path, suffix, orientation):
+    path = tmp_path / f"bild.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (40, 24), "teal").save(path, exif=exif)
+    image = images.read_image(path, "n")
+    assert images.image_size(path) == images.image_size(io.BytesIO(path.read_bytes())) == (image.height, image.width)
+
+
+def test_a_size_that_cannot_be_told_is_none(tmp_path):
+    (tmp_path / "text.png").write_text("id,source")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("text.png", "missing.png", "pipe", "."):
+        assert images.image_size(tmp_path / name) is None
+    (tmp_path / "cut.jpg").write_bytes(_truncated_jpeg())
+    assert images.image_size(tmp_path / "cut.jpg") is not None  # the pixels are broken, the header is not
+
+
 def test_missing_files_and_directories_are_refused_by_name(tmp_path):
     with pytest.raises(BadRecord, match="No such file"):
         images.read_image(tmp_path / "no.png", "n")
