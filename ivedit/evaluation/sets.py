@@ -1,12 +1,13 @@
 """Evaluation sets that others published, in the layouts that they are downloaded in.
 
 Each reader gives the clips of a set: id, source, instruction and what else the set knows. A method's outputs are then a
-folder of files named by those ids. Nothing is fetched; `NAME=PATH` names the folder where a set lies.
+folder of files named by those ids; one that comes again gets -2, -3. Nothing is fetched; `NAME=PATH` names the folder
+where a set lies, or its table.
 
 | set | layout | id |
 |---|---|---|
-| ``openve`` (OpenVE-Bench) | a CSV with ``original_video, prompt, edited_type`` | the video's name; repeated ones get -2, -3 |
-| ``ivebench`` (IVEBench) | a JSON list (or object of lists) with a source video and an edit prompt | its id, else the video's name |
+| ``openve`` (OpenVE-Bench) | ``benchmark_videos.csv`` (``original_video, prompt, edited_type``), ``videos/`` | the video's name |
+| ``ivebench`` (IVEBench) | ``ivebenchdb_prompt_short.json``, ``ivebenchdb_mp4_short/``; or ``_long`` | the video's name |
 | ``five`` (FiVE) | ``edit_prompt/*.json`` beside frames or videos | <edit type>-<video> |
 | ``davis`` (DAVIS) | ``JPEGImages/<resolution>/<clip>/*.jpg`` and ``Annotations/`` | the clip's name |
 """  # noqa: E501
@@ -112,7 +113,7 @@ def _unique(clips: Iterable[SetClip]) -> list[SetClip]:
 
 
 def _openve(folder: Path, given: Path) -> list[SetClip]:
-    """OpenVE-Bench: a CSV; videos beside it or where their path says, below the folder."""
+    """OpenVE-Bench: a CSV; its paths start at the folder above (``OpenVE-Bench/videos/NAME.mp4``) or at its own."""
     table = given if given.is_file() else _only(folder, "*.csv", "OpenVE-Bench's CSV")
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
@@ -120,23 +121,31 @@ def _openve(folder: Path, given: Path) -> list[SetClip]:
     except (OSError, UnicodeError, csv.Error) as error:
         raise ConfigError(f"{table} cannot be read: {error}") from error
     _columns(table, rows[0] if rows else {}, ("original_video", "prompt"))
+    name = "OpenVE-Bench"
     return [
-        SetClip(Path(row["original_video"]).stem, _video(folder, row["original_video"], table), row["prompt"].strip(),
-                (row.get("edited_type") or "").strip())
+        SetClip(Path(row["original_video"]).stem,
+                _video(folder, row["original_video"].removeprefix(f"{name}/"), table, (*_PLACES, name)),
+                row["prompt"].strip(), (row.get("edited_type") or "").strip())
         for row in rows
     ]  # fmt: skip
 
 
-_SOURCE = ("source_video", "src_video", "video", "video_path", "source", "file_name", "video_name")
+_SOURCE = ("src_video_name", "source_video", "src_video", "video", "video_path", "source", "file_name", "video_name")
 _PROMPT = ("edit_prompt", "instruction", "prompt", "editing_prompt")
 _KIND = ("category", "subcategory", "edited_type", "edit_type", "type", "task")
 
 
 def _ivebench(folder: Path, given: Path) -> list[SetClip]:
-    """IVEBench: JSON records, in one list or in one list per category."""
+    """IVEBench: a JSON list of records for the short or the long videos, which lie in a folder of that name.
+
+    Two subsets in one folder are two sets, as IVEBench counts them: the table is named, and with it the videos. Clips
+    are called by their videos' names, as IVEBench wants them of outputs, not by its ``id``, which counts the records.
+    """
     table = given if given.is_file() else _only(folder, "*.json", "IVEBench's JSON")
     content = _json(table)
     lists = content if isinstance(content, list) else list(_rows(content))
+    subset = next((part for part in ("short", "long") if part in table.stem.lower()), "short")
+    places = (f"ivebenchdb_mp4_{subset}", *_PLACES)
     clips = []
     for number, row in enumerate(lists):
         if not isinstance(row, dict):
@@ -146,7 +155,7 @@ def _ivebench(folder: Path, given: Path) -> list[SetClip]:
             what = f"one of {', '.join(_SOURCE)}" if not video else f"one of {', '.join(_PROMPT)}"
             raise ConfigError(f"{table}: entry {number} has no {what}; it has {', '.join(row)}")
         clips.append(SetClip(
-            str(row.get("id") or Path(video).stem), _video(folder, video, table), prompt, _first(row, _KIND),
+            Path(video).stem, _video(folder, video, table, places), prompt, _first(row, _KIND),
             source_caption=_first(row, ("source_prompt", "source_caption", "src_prompt")),
             target_caption=_first(row, ("target_prompt", "target_caption", "tgt_prompt")),
         ))  # fmt: skip

@@ -16,7 +16,8 @@ MASK = mask_of(moving(), moving(colour=(0, 0, 1))).expand(-1, 3, -1, -1).byte() 
 
 
 def openve(folder: Path) -> None:
-    rows = [("videos/cat.mp4", "make it night", "global_style"), ("videos/cat.mp4", "remove the cat", "local_remove"),
+    rows = [("OpenVE-Bench/videos/cat.mp4", "make it night", "global_style"),
+            ("OpenVE-Bench/videos/cat.mp4", "remove the cat", "local_remove"),
             ("videos/dog.mp4", "add a hat, please", "local_add")]  # fmt: skip
     for name in ("cat", "dog"):
         write(folder / "videos" / f"{name}.mp4", moving())
@@ -24,15 +25,19 @@ def openve(folder: Path) -> None:
         csv.writer(file).writerows([("edited_type", "original_video", "prompt"), *[(c, a, b) for a, b, c in rows]])
 
 
-def ivebench(folder: Path) -> None:
-    write(folder / "videos" / "v1.mp4", moving())
-    write(folder / "frames" / "v2", moving())
+def ivebench(folder: Path, subset: str = "short") -> None:
+    """IVEBench as its own evaluation reads it; the second video has been taken apart into frames, as that asks for."""
+    videos = folder / f"ivebenchdb_mp4_{subset}"
+    write(videos / "0001.mp4", moving())
+    write(videos / "0002", moving())
     rows = [
-        {"video": "v1.mp4", "category": "style", "source_prompt": "a street", "edit_prompt": "make it a painting",
-         "target_prompt": "a painted street", "target_phrase": "painting", "target_span": [1, 2]},
-        {"video": "frames/v2", "category": "attribute", "edit_prompt": "make the car red"},
+        {"id": 1, "src_video_name": "0001.mp4", "category": "style", "subcategory": "oil", "source_prompt": "a street",
+         "edit_prompt": "make it a painting", "target_prompt": "a painted street", "target_phrase": "painting",
+         "target_span": [1, 2]},
+        {"id": 2, "src_video_name": "0002.mp4", "category": "attribute", "subcategory": "colour",
+         "edit_prompt": "make the car red"},
     ]  # fmt: skip
-    (folder / "prompts.json").write_text(json.dumps(rows))
+    (folder / f"ivebenchdb_prompt_{subset}.json").write_text(json.dumps(rows))
 
 
 def five(folder: Path) -> None:
@@ -56,7 +61,7 @@ def davis(folder: Path) -> None:
 
 LAYOUTS = {
     "openve": (openve, ["cat", "cat-2", "dog"], "make it night"),
-    "ivebench": (ivebench, ["v1", "v2"], "make it a painting"),
+    "ivebench": (ivebench, ["0001", "0002"], "make it a painting"),
     "five": (five, ["edit1-0001_bus", "edit1-0001_bus-2", "edit3-0001_bus"], "a red bus"),
     "davis": (davis, ["bear", "dog-agility"], "make the bear white"),
 }
@@ -81,7 +86,7 @@ def test_what_else_a_set_knows_is_kept(tmp_path: Path):
     assert (first.source_caption, first.target_caption, first.operation) == ("a blue bus", "a red bus", "edit1")
     assert first.mask == (tmp_path / "five" / "bmasks" / "0001_bus").resolve() and first.source.is_dir()
     assert read_set(f"five={tmp_path / 'five'}")[2].instruction == "paint it"
-    one = read_set(f"ivebench={tmp_path / 'ive' / 'prompts.json'}")[0]
+    one = read_set(f"ivebench={tmp_path / 'ive' / 'ivebenchdb_prompt_short.json'}")[0]
     assert (one.source_caption, one.target_caption, one.operation) == ("a street", "a painted street", "style")
     bear = read_set(f"davis={tmp_path / 'davis'}")[0]
     assert bear.object == "the bear" and bear.mask is not None
@@ -90,11 +95,26 @@ def test_what_else_a_set_knows_is_kept(tmp_path: Path):
 
 def test_ivebench_may_also_be_grouped_by_category_or_by_video(tmp_path: Path):
     ivebench(tmp_path)
-    rows = json.loads((tmp_path / "prompts.json").read_text())
-    (tmp_path / "prompts.json").write_text(json.dumps({"styles": rows[:1], "more": rows[1:]}))
-    assert [clip.id for clip in read_set(f"ivebench={tmp_path}")] == ["v1", "v2"]
-    (tmp_path / "prompts.json").write_text(json.dumps({row.pop("video"): row for row in rows}))
+    table = tmp_path / "ivebenchdb_prompt_short.json"
+    rows = json.loads(table.read_text())
+    table.write_text(json.dumps({"styles": rows[:1], "more": rows[1:]}))
+    assert [clip.id for clip in read_set(f"ivebench={tmp_path}")] == ["0001", "0002"]
+    table.write_text(json.dumps({row.pop("src_video_name"): row for row in rows}))
     assert [clip.instruction for clip in read_set(f"ivebench={tmp_path}")] == ["make it a painting", "make the car red"]
+
+
+def test_the_two_subsets_of_ivebench_are_two_sets_whose_videos_may_have_the_same_names(tmp_path: Path):
+    ivebench(tmp_path), ivebench(tmp_path, "long")
+    assert "name one" in said(f"ivebench={tmp_path}")
+    for subset in ("short", "long"):
+        clips = read_set(f"ivebench={tmp_path / f'ivebenchdb_prompt_{subset}.json'}")
+        assert [clip.source.parent.name for clip in clips] == [f"ivebenchdb_mp4_{subset}"] * 2
+
+
+def test_openve_may_lie_below_its_table(tmp_path: Path):
+    openve(tmp_path / "OpenVE-Bench")
+    (tmp_path / "OpenVE-Bench" / "benchmark_videos.csv").rename(tmp_path / "benchmark_videos.csv")
+    assert [clip.id for clip in read_set(f"openve={tmp_path}")] == ["cat", "cat-2", "dog"]
 
 
 def said(where: str, folders: list[Path] | None = None) -> str:
