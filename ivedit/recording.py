@@ -30,7 +30,8 @@ _ONLY_EDIT = ("backbone", "editor", "text", "flow", "sampling", "evaluation", "i
 _ALWAYS = ("seed", "editor.variant", "editor.gate", "data.pairs", "train.epochs", "train.batch_size", "train.lr")
 _NEVER = (
     "train.log_every", "train.validate_every", "train.checkpoint_every", "train.max_minutes", "train.accelerator",
-    "train.threads", "train.capture", "data.workers", "data.cache", "data.cache_dir", "data.validation_pairs",
+    "train.threads", "train.capture", "data.workers", "data.cache", "data.cache_dir", "data.encode_batch",
+    "data.validation_pairs",
     "evaluation.batch_size", "evaluation.triage", "evaluation.triage_pairs", "evaluation.strips",
     "evaluation.bootstrap", "evaluation.gate_maps", "evaluation.controls", "evaluation.editors",
     "evaluation.save_edits", "plugins",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ivedit.config.buckets import bucket_sizes
 from ivedit.config.rules import OPERATIONS, PAIR_FIELDS, PRESETS, READERS, changed, rule, unknown
 from ivedit.config.schema import Config
 
@@ -113,6 +114,20 @@ def _sprites_are_square(c: Config) -> Iterator[str]:
     sizes = c.data.height, c.data.width
     if c.data.reader == "sprites" and sizes[0] != sizes[1] and not any(size % 16 for size in sizes):
         yield "sprites are square; set both alike"
+
+
+@rule("data.buckets")
+def _buckets_are_sizes(c: Config) -> Iterator[str]:
+    try:
+        bucket_sizes(c.data.buckets)
+    except ValueError as problem:
+        yield str(problem)
+
+
+@rule("data.reader", "data.buckets")
+def _sprites_have_one_size(c: Config) -> Iterator[str]:
+    if c.data.reader == "sprites" and c.data.buckets:
+        yield "sprites are all drawn at data.height x data.width; leave data.buckets out"
 
 
 def _divides(size: int, key: str) -> Iterator[str]:

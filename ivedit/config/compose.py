@@ -31,6 +31,7 @@ RESUME_MAY_CHANGE = (
     "data.bad_share",
     "data.cache",
     "data.cache_dir",
+    "data.encode_batch",
     "data.path",
     "data.workers",
     "evaluation.",

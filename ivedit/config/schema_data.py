@@ -35,9 +35,11 @@ class DataConfig:
         {}, "Column of the table for each field of a pair, e.g. {source: src_img, target: edited_img}."
     )
     preset: Optional[str] = _f(
-        None, "set: column names, splits and hub name of a known set (docs/data.md lists them), or your own ./FILE.yaml."
+        None, "set: columns, splits and hub name of a known set (docs/data.md lists them), or your own ./FILE.yaml."
     )
-    subset: Optional[str] = _f(None, "set: the set's configuration, where it has several; none: the preset's, or its only.")
+    subset: Optional[str] = _f(
+        None, "set: the set's configuration, where it has several; none: the preset's, or its only one."
+    )
     split: Optional[str] = _f(None, "set: the split to train on; none: the preset's, or train.")
     validation_split: Optional[str] = _f(
         None, "set: the split to validate on; none: the preset's, or some pairs of the training split are held out."
@@ -57,6 +59,11 @@ class DataConfig:
     shuffle_buffer: int = _f(1000, "Streaming: pairs held to draw the next one from.", min=1)
     height: int = _f(64, "Height in pixels that pairs are resized and cropped to.", min=16)
     width: int = _f(64, "Width in pixels that pairs are resized and cropped to.", min=16)
+    buckets: list[str] = _f(
+        [], "Sizes HEIGHTxWIDTH that pairs are sorted into by their aspect ratio, one size a batch, e.g. "
+        "[480x832,832x480,624x640]; [auto:480x832]: a ladder of ratios of that area; empty: data.height x data.width "
+        "for all. See docs/buckets.md."
+    )
     unequal_size: str = _f(
         "refuse", "A pair whose two images differ in size.", choices=("refuse", "resize")
     )
@@ -75,3 +82,6 @@ class DataConfig:
         choices=("none", "memory", "disk"),
     )
     cache_dir: str = _f("cache", "disk: the folder, relative to the working directory.")
+    encode_batch: Optional[int] = _f(
+        None, "Pairs encoded at once while the cache is filled; null: as many as 2 megapixels hold on a GPU.", min=1
+    )
