@@ -21,10 +21,12 @@ __all__ = [
     "BlockModulation",
     "Conditioning",
     "attention",
+    "cross_attention",
     "feed_forward",
     "modulated_input",
     "output_head",
     "run_block",
+    "source_block",
 ]
 
 Rotary = tuple[Tensor, Tensor]
@@ -100,15 +102,36 @@ def run_block(
         residual: x -> (B, S, C), added to the stream beside the gated self-attention.
         ffn: replaces the feed-forward network.
     """
-    dtype = conditioning.dtype
     modulation = BlockModulation.of(block, conditioning)
-    x = modulated_input(block, hidden, modulation, dtype)
-    mixed = block.attn1(x, None, None, rotary) if attend is None else attend(x)
+    x = modulated_input(block, hidden, modulation, conditioning.dtype)
+    return _finish_block(block, hidden, x, modulation, conditioning, rotary, attend, residual, ffn)
+
+
+def source_block(block: Any, hidden: Tensor, conditioning: Conditioning, rotary: Rotary) -> tuple[Tensor, Tensor]:
+    """One block of the source stream: x, as `modulated_input` gives it, and the stream behind the block."""
+    modulation = BlockModulation.of(block, conditioning)
+    x = modulated_input(block, hidden, modulation, conditioning.dtype)
+    return x, _finish_block(block, hidden, x, modulation, conditioning, rotary)
+
+
+def _finish_block(
+    block: Any,
+    hidden: Tensor,
+    x: Tensor,
+    modulation: BlockModulation,
+    conditioning: Conditioning,
+    rotary: Rotary,
+    attend: Callable[[Tensor], Tensor] | None = None,
+    residual: Callable[[Tensor], Tensor] | None = None,
+    ffn: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    dtype = conditioning.dtype
+    mixed = attention(block.attn1, x, rotary) if attend is None else attend(x)
     hidden = hidden.float() + mixed * modulation.gate
     if residual is not None:
         hidden = hidden + residual(x)
     y = block.norm2(hidden.float()).to(dtype)
-    hidden = hidden + block.attn2(y, conditioning.text, None, None)
+    hidden = hidden + cross_attention(block.attn2, y, conditioning.text)
     y = (block.norm3(hidden.float()) * (1 + modulation.ffn_scale) + modulation.ffn_shift).to(dtype)
     out = block.ffn(y) if ffn is None else ffn(y)
     return hidden.float() + out.float() * modulation.ffn_gate
@@ -138,25 +161,42 @@ def attention(
     x: Tensor,
     rotary: Rotary,
     *,
-    query: Delta,
-    key: Delta,
-    value: Delta,
-    out: Delta,
+    query: Delta | None = None,
+    key: Delta | None = None,
+    value: Delta | None = None,
+    out: Delta | None = None,
     sign: float = 1.0,
 ) -> Tensor:
-    """A frozen `WanAttention` over x (B, S, C) with something added to each of its four projections.
+    """A frozen `WanAttention` over x (B, S, C), where asked with something added to each of its four projections.
+
+    It stands in for diffusers' processor: that one keeps queries and keys, and so the mixed values, in the float32
+    that autocast norms in, and casts them again and again.
 
     `sign` multiplies the frozen output projection only: with deltas that are zero, the calls with +1 and -1 cancel
     exactly.
     """
-    q = attn.norm_q(attn.to_q(x) + query(x)).unflatten(2, (attn.heads, -1))
-    k = attn.norm_k(attn.to_k(x) + key(x)).unflatten(2, (attn.heads, -1))
-    v = (attn.to_v(x) + value(x)).unflatten(2, (attn.heads, -1))
+    q = attn.norm_q(_added(attn.to_q(x), query, x)).unflatten(2, (attn.heads, -1))
+    k = attn.norm_k(_added(attn.to_k(x), key, x)).unflatten(2, (attn.heads, -1))
+    v = _added(attn.to_v(x), value, x).unflatten(2, (attn.heads, -1))
     q, k = _rotate(q, *rotary).to(v.dtype), _rotate(k, *rotary).to(v.dtype)
     mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     mixed = mixed.transpose(1, 2).flatten(2)
     frozen = attn.to_out[0](mixed)
-    return (frozen if sign == 1.0 else sign * frozen) + out(mixed)
+    return _added(frozen if sign == 1.0 else sign * frozen, out, mixed)
+
+
+def _added(frozen: Tensor, delta: Delta | None, x: Tensor) -> Tensor:
+    return frozen if delta is None else frozen + delta(x)
+
+
+def cross_attention(attn: Any, y: Tensor, text: Tensor) -> Tensor:
+    """A frozen `WanAttention` from y (B, S, C) to text (B, L, C), or (1, L, C) where all samples read the same."""
+    q = attn.norm_q(attn.to_q(y)).unflatten(2, (attn.heads, -1))
+    k = attn.norm_k(attn.to_k(text)).unflatten(2, (attn.heads, -1))
+    v = attn.to_v(text).unflatten(2, (attn.heads, -1))
+    k, v = k.to(v.dtype).expand(len(y), -1, -1, -1), v.expand(len(y), -1, -1, -1)
+    mixed = F.scaled_dot_product_attention(q.to(v.dtype).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return attn.to_out[0](mixed.transpose(1, 2).flatten(2))
 
 
 def feed_forward(ffn: Any, x: Tensor, *, up: Delta, down: Delta) -> Tensor:

@@ -9,20 +9,33 @@ trained, and nothing synchronises with the host: a step can be captured as a CUD
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ivedit.backbone.blocks import BlockModulation, Conditioning, modulated_input, output_head, run_block
+from ivedit.backbone.blocks import (
+    BlockModulation,
+    Conditioning,
+    modulated_input,
+    output_head,
+    run_block,
+    source_block,
+)
+from ivedit.backbone.compiled import compiled
 from ivedit.backbone.encoding import decode_pixels, encode_latents, encode_texts
 from ivedit.backbone.loading import COMPONENTS, WAN_TEXT_LENGTH, keep_dtype, read_parts, storage_dtype
 from ivedit.backbone.spec import BackboneSpec, Grid, check_transformer_config, flow_shift, vae_factors
 from ivedit.data.text import TextStates
 from ivedit.errors import IveditError
+
+if TYPE_CHECKING:
+    from ivedit.backbone.sharded import Sharding
 
 __all__ = ["Backbone"]
 
@@ -38,6 +51,8 @@ class Backbone(nn.Module):
         scheduler_config: the folder's, for `ivedit.flow`.
         source_passes: how often `source_features` ran.
         gradient_checkpointing: recompute each block in the backward pass.
+        compiles: run blocks through torch.compile; set for a while by `compiling`.
+        sharding: how blocks are put together where ranks share one copy of them (`sharded.shard_backbone`), else None.
     """
 
     latents_mean: Tensor
@@ -66,6 +81,8 @@ class Backbone(nn.Module):
         self.scheduler_config = dict(scheduler_config or {"shift": 1.0})
         self.gradient_checkpointing = gradient_checkpointing
         self.source_passes = 0
+        self.compiles = False
+        self.sharding: Sharding | None = None
         self._rotary: dict[tuple[Grid, torch.device], tuple[Tensor, Tensor]] = {}
         self._fingerprint: str | None = None
         vae_config = dict(vae.config) if vae is not None else dict(vae_config or {})
@@ -296,14 +313,26 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """Run block `index` of a stream (B, F*N, C); the openings are those of `blocks.run_block`."""
 
-        def run(stream: Tensor) -> Tensor:
-            return run_block(
-                self.transformer.blocks[index], stream, conditioning, rotary, attend=attend, residual=residual, ffn=ffn
-            )
+        unit = compiled(run_block) if self.compiles else run_block
+        block = self.transformer.blocks[index]
 
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(run, hidden, use_reentrant=False)
-        return run(hidden)
+        def run(stream: Tensor) -> Tensor:
+            return unit(block, stream, conditioning, rotary, attend=attend, residual=residual, ffn=ffn)
+
+        def again(stream: Tensor) -> Tensor:
+            return checkpoint(run, stream, use_reentrant=False)
+
+        call = again if self.gradient_checkpointing and torch.is_grad_enabled() else run
+        return call(hidden) if self.sharding is None else self.sharding.target(index, call, hidden)
+
+    @contextmanager
+    def compiling(self, on: bool = True) -> Iterator[None]:
+        """Inside the block, blocks run through torch.compile, or, with `on` false, as they are."""
+        before, self.compiles = self.compiles, on
+        try:
+            yield
+        finally:
+            self.compiles = before
 
     def head(self, hidden: Tensor, conditioning: Conditioning, grid: Grid) -> Tensor:
         """Output head: (B, F*N, C) -> velocity (B, Z, F, h, w) float32."""
@@ -362,15 +391,17 @@ class Backbone(nn.Module):
         conditioning = self.condition(latents.new_zeros(latents.shape[0]), embedded)
         rotary = self.rotary(grid)
         hidden = self.embed(latents)
-        wanted, found = set(blocks), []
-        for index in range(max(wanted) + 1):
+        unit = compiled(source_block) if self.compiles else source_block
+        wanted, last, found = set(blocks), max(blocks), []
+        for index in range(last + 1):
             block = self.transformer.blocks[index]
+            if index < last:
+                run = partial(unit, block, conditioning=conditioning, rotary=rotary)
+                x, hidden = run(hidden) if self.sharding is None else self.sharding.source(index, run, hidden)
+            else:
+                x = modulated_input(block, hidden, BlockModulation.of(block, conditioning), conditioning.dtype)
             if index in wanted:
-                modulation = BlockModulation.of(block, conditioning)
-                x = modulated_input(block, hidden, modulation, conditioning.dtype)
                 found.append(x.view(batch, frames, grid.per_frame, -1))
-            if index < max(wanted):
-                hidden = run_block(block, hidden, conditioning, rotary)
         return found
 
     # ---- identity of the weights
@@ -386,10 +417,14 @@ class Backbone(nn.Module):
         plain = tuple(parts) == ("transformer",) and not exact
         if plain and self._fingerprint is not None:
             return self._fingerprint
+        if plain and self.sharding is not None:
+            raise IveditError("ask for the fingerprint before the backbone is spread over the ranks")
         digest = hashlib.sha256()
         for part in parts:
             for name, weight in sorted(self._need(part).named_parameters()):
                 values = weight.detach()
+                if hasattr(values, "to_local"):  # spread over the ranks: this one's part
+                    values = values.to_local()
                 if not exact:
                     values = values.to(torch.bfloat16)
                 digest.update(f"{part}.{name}{tuple(values.shape)}".encode())

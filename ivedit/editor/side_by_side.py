@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ivedit.backbone import Backbone, BackboneSpec, Grid
+from ivedit.backbone.blocks import attention
 from ivedit.editor.base import Editor, module_blocks
 from ivedit.editor.context import EditText, GateRecord, SourceContext
 from ivedit.editor.lowrank import LowRankAttention, LowRankFeedForward
@@ -41,7 +42,7 @@ class SideBySideModule(nn.Module):
 
     def attend(self, attn: Any, x: Tensor, rotary: Rotary, wide: Rotary, frames: int, scale: float) -> Tensor:
         """x (2B, F*N, C), targets first, to the block's attention output of that shape."""
-        alone = attn(x, None, None, rotary)
+        alone = attention(attn, x, rotary)
         target, source = x.unflatten(1, (frames, -1)).flatten(0, 1).chunk(2)
         both = torch.cat((target, source), dim=1)
         # The pair is added up first: only then is their sum exactly 0 at the start.

@@ -42,10 +42,10 @@ class TunedAttentionEditor(PredictUpdateEditor):
         scale: float,
         record: GateRecord | None,
     ) -> dict[str, Any]:
-        attn = backbone.blocks[self.blocks[slot]].attn1
+        attn, tuning = backbone.blocks[self.blocks[slot]].attn1, self.tuning[slot]
 
         def attend(x: Tensor) -> Tensor:
-            return self.tuning[slot](attn, x, rotary, scale)
+            return tuning(attn, x, rotary, scale)
 
         return {
             **super().openings(slot, backbone, context, words, rotary, spatial, scale, record),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ivedit.backbone import Backbone, BackboneSpec
 from ivedit.editor.attention import check_width
 from ivedit.editor.base import Editor, module_blocks
-from ivedit.editor.context import EditText, GateRecord, ModuleText, SourceContext, SourceTokens, module_text
+from ivedit.editor.context import EditText, GateRecord, ModuleText, SourceContext, module_text
 from ivedit.editor.gate import build_gate, gate_size
 from ivedit.editor.module import (
     CopyPath,
@@ -131,18 +131,6 @@ class TwoStreamEditor(Editor):
         _log.info("source projections kept for all steps: %.2f GB", size / 1e9)
         return SourceContext(source_latents, projected=tuple(projected))
 
-    def source_tokens(self, slot: int, context: SourceContext, rotary: tuple[Tensor, Tensor]) -> SourceTokens:
-        """Source projections of module `slot` for every sample, made once per source."""
-        if context.projected:
-            if torch.is_grad_enabled():
-                raise IveditError("this source context was prepared with project=True, which is for sampling only")
-            tokens = context.projected[slot]
-        else:
-            tokens = self.modules_of[slot].project(context.features[slot], rotary)
-        if context.copies == 1:
-            return tokens
-        return {name: t.repeat_interleave(context.copies, dim=0) for name, t in tokens.items()}
-
     def velocity(
         self,
         backbone: Backbone,
@@ -155,7 +143,11 @@ class TwoStreamEditor(Editor):
         record: GateRecord | None = None,
     ) -> Tensor:
         self.check_context(context, latents)
-        with self.precision(backbone):
+        if context.projected and torch.is_grad_enabled():
+            raise IveditError("this source context was prepared with project=True, which is for sampling only")
+        # Gate maps are kept by block index: compiled code would be another for each.
+        as_set = backbone.compiles and record is None
+        with self.precision(backbone), backbone.compiling(as_set):
             grid = backbone.grid(latents)
             target_text = backbone.embed_text(text.target)
             gate_text = target_text if text.gate is text.target else backbone.embed_text(text.gate)
@@ -187,12 +179,18 @@ class TwoStreamEditor(Editor):
     ) -> dict[str, Any]:
         """What module `slot` puts into its block: here an edit beside the frozen attention."""
 
+        # Everything that differs from block to block is looked up out here: compiled code is then the same for all.
+        module, block = self.modules_of[slot], self.blocks[slot]
+        given = context.projected[slot] if context.projected else context.features[slot]
+        copies = context.copies
+
         def residual(x: Tensor) -> Tensor:
-            source = self.source_tokens(slot, context, spatial)
-            frames = x.unflatten(1, (words.frames, -1))
-            edit, gate = self.modules_of[slot](frames, source, words, spatial)
+            source = given if isinstance(given, dict) else module.project(given, spatial)
+            if copies > 1:
+                source = {name: t.repeat_interleave(copies, dim=0) for name, t in source.items()}
+            edit, gate = module(x.unflatten(1, (words.frames, -1)), source, words, spatial)
             if record is not None and gate is not None:
-                record.add(self.blocks[slot], gate)
+                record.add(block, gate)
             edit = edit.flatten(1, 2)
             return edit if scale == 1.0 else scale * edit
 

@@ -99,7 +99,7 @@ def test_source_features_are_what_each_block_reads_and_stop_at_the_last_one_aske
     latents, _, text = inputs(backbone, 1, 6, 10)
     seen, ran = [], []
     for block in backbone.blocks:
-        block.attn1.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+        block.attn1.to_q.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
         block.ffn.register_forward_pre_hook(lambda m, args: ran.append(m))
     features = backbone.source_features(latents, text, [0, 1], per_frame=True)
     assert len(seen) == len(ran) == 1  # block 1's attention and feed-forward, and block 2, were not computed
