@@ -103,35 +103,37 @@ class FolderReader(PairReader):
     def _name(self, row: TableRow, path: Path | None, what: str) -> str:
         return f"{row.texts.id} ({path.relative_to(self.root) if path else what})"
 
-    def _open(self, row: TableRow, what: str) -> Image.Image:
+    def _open(self, row: TableRow, what: str, size: tuple[int, int]) -> Image.Image:
+        """One of a pair's images, to be scaled to `size` (height, width)."""
         path = {"source": row.source, "target": row.target, "mask": row.mask}[what]
         name = self._name(row, path, what)
         if path is None:
             raise BadRecord(name, f"the table names no {what} image")
-        return images.read_image(path, name, "L" if what == "mask" else "RGB")
+        return images.read_image(path, name, "L" if what == "mask" else "RGB", size)
 
-    def _images(self, row: TableRow) -> tuple[Image.Image, Image.Image]:
-        """Both images at the same size, not yet cropped."""
+    def _images(self, row: TableRow, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
+        """Both images, of equal full size, not yet cropped."""
         if not row.texts.instructions:
             raise BadRecord(row.texts.id, "has no instruction")
-        source, target = self._open(row, "source"), self._open(row, "target")
-        return source, self._same_size(row, target, source.size, "target")
+        source, target = self._open(row, "source", size), self._open(row, "target", size)
+        return source, self._same_size(row, target, source, "target")
 
-    def _same_size(self, row: TableRow, image: Image.Image, size: tuple[int, int], what: str) -> Image.Image:
-        if image.size == size:
+    def _same_size(self, row: TableRow, image: Image.Image, source: Image.Image, what: str) -> Image.Image:
+        size, other = images.full_size(source), images.full_size(image)
+        if other == size:
             return image
         if self.unequal_size == "refuse":
             raise BadRecord(
                 row.texts.id,
-                f"source is {size[0]}x{size[1]} but {what} is {image.size[0]}x{image.size[1]}; "
+                f"source is {size[0]}x{size[1]} but {what} is {other[0]}x{other[1]}; "
                 "data.unequal_size=resize would scale it",
             )
-        return image.resize(size, Image.Resampling.BOX if what == "mask" else Image.Resampling.BICUBIC)
+        return image.resize(source.size, Image.Resampling.BOX if what == "mask" else Image.Resampling.BICUBIC)
 
     def load_pixels(self, index: int) -> tuple[Tensor, Tensor]:
-        source, target = self._images(self.rows[index])
         size = self._size(index)
-        return images.to_tensor(images.fit(source, *size)), images.to_tensor(images.fit(target, *size))
+        source, target = self._images(self.rows[index], size)
+        return images.pixels(source, *size), images.pixels(target, *size)
 
     def _size(self, index: int) -> tuple[int, int]:
         return self.size_of(index) or (self.height, self.width)
@@ -142,16 +144,16 @@ class FolderReader(PairReader):
 
     def load(self, index: int) -> PairRecord:
         row = self.rows[index]
-        source, target = self._images(row)
         size = self._size(index)
+        source, target = self._images(row, size)
         mask = None
         if row.mask is not None:
-            mask = images.fit_mask(self._same_size(row, self._open(row, "mask"), source.size, "mask"), *size)
+            mask = images.fit_mask(self._same_size(row, self._open(row, "mask", size), source, "mask"), *size)
         words = row.texts
         return PairRecord(
             id=words.id,
-            source=as_float(images.to_tensor(images.fit(source, *size))),
-            target=as_float(images.to_tensor(images.fit(target, *size))),
+            source=as_float(images.pixels(source, *size)),
+            target=as_float(images.pixels(target, *size)),
             instruction=words.instructions[0],
             source_caption=words.source_caption,
             target_caption=words.target_caption,

@@ -168,3 +168,32 @@ def test_missing_files_and_directories_are_refused_by_name(tmp_path):
 def test_words_that_name_a_side_are_found(text, sided):
     assert images.names_a_side(PairTexts("a", ("nothing", text))) is sided
     assert images.names_a_side(PairTexts("a", ("nothing",), target_caption=text)) is sided
+
+
+@pytest.mark.parametrize("size", [(48, 64), (100, 300), (31, 17), (600, 700)])
+def test_scaling_gives_what_pillows_filter_gives(size):
+    photo = photograph("astronaut").crop((3, 5, 450, 500))
+    box = images._cover(photo.size, *size)
+    expected = np.asarray(photo.crop(box).resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
+    scaled = images.pixels(photo, *size)
+    assert scaled.shape == (3, *size) and scaled.is_contiguous()
+    assert np.abs(scaled.permute(1, 2, 0).numpy() - expected).max() <= 2
+    assert np.array_equal(np.asarray(images.fit(photo, *size)), scaled.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_much_larger_jpeg_is_decoded_smaller_and_looks_the_same(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = photograph("astronaut").resize((512, 384))
+    photo.save(tmp_path / "a.jpg", quality=95, exif=exif)
+    whole = images.read_image(tmp_path / "a.jpg", "a")
+    small = images.read_image(tmp_path / "a.jpg", "a", at_least=(96, 96))
+    assert images.full_size(small) == images.full_size(whole) == whole.size
+    assert small.size == (whole.width // 2, whole.height // 2)
+    difference = images.pixels(small, 96, 96).float() - images.pixels(whole, 96, 96).float()
+    assert difference.abs().mean() < 1 and 10 * torch.log10(255**2 / difference.square().mean()) > 45
+    # Not far enough above the wanted size, or not a whole multiple: decoded whole.
+    assert images.read_image(tmp_path / "a.jpg", "a", at_least=(97, 140)).size == whole.size
+    photo.crop((0, 0, 511, 383)).save(tmp_path / "b.jpg")
+    assert images.read_image(tmp_path / "b.jpg", "b", at_least=(96, 96)).size == (511, 383)
