@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ivedit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-ENTRY_POINTS = {"run", "sweep", "edit", "evaluate", "report"}
-GROUND = {"errors", "registry", "experiments", "config", "media", "quiet"}  # anything may import these
+ENTRY_POINTS = {"run", "sweep", "edit", "evaluate", "report", "export"}
+GROUND = {"errors", "registry", "experiments", "config", "media", "quiet", "filetypes"}  # anything may import these
 RECORD = {"runfolder", "recording", "tracking", "tracking_uri"}
 BOTTOM = {"flow", "data", "sprites"}
 
@@ -28,7 +28,9 @@ MAY_IMPORT = {
     "reporting": {"evaluation", "sweeping", "tracking", "recording", "runfolder", "tracking_uri"} | GROUND,
     "training": {"evaluation", "pipeline", "editor", "backbone"} | BOTTOM | RECORD | GROUND,
     "evaluation": {"pipeline", "editor", "backbone"} | BOTTOM | RECORD | GROUND,
-    "pipeline": {"editor", "backbone"} | BOTTOM | GROUND,
+    "exporting": {"evaluation", "pipeline", "editor", "backbone", "recording", "runfolder"} | BOTTOM | GROUND,
+    "pipeline": {"editing", "editor", "backbone"} | BOTTOM | GROUND,
+    "editing": {"editor", "backbone", "runfolder", "windows"} | BOTTOM | GROUND,
     "editor": {"backbone"} | BOTTOM | GROUND,
     "backbone": BOTTOM | GROUND,
     "data": {"sprites"} | GROUND,
@@ -46,6 +48,7 @@ MAY_IMPORT = {
     "tasks": {"recording", "runfolder"} | GROUND,
     "quiet": set(),
     "errors": set(),
+    "filetypes": set(),
     "__init__": set(),
 }
 
@@ -55,18 +58,18 @@ ONLY_IN = {
     "pytorch_lightning": (),
     "mlflow": ("tracking/",),
     "optuna": ("sweeping/",),
-    "torchvision": (),
+    "torchvision": ("evaluation/metrics/vision.py",),
 }
 
 LIGHT = (
-    "run.py", "sweep.py", "edit.py", "evaluate.py", "report.py", "runfolder.py", "errors.py", "registry.py",
-    "experiments.py",
+    "run.py", "sweep.py", "edit.py", "evaluate.py", "report.py", "export.py", "runfolder.py", "errors.py", "registry.py",
+    "experiments.py", "filetypes.py",
 )  # fmt: skip
 HEAVY = {
     "accelerate", "av", "cv2", "datasets", "diffusers", "lightning", "matplotlib", "mlflow", "numpy", "optuna", "PIL",
     "safetensors", "scipy", "tokenizers", "torch", "torchmetrics", "transformers",
 }  # fmt: skip
-HEAVY_PARTS = {"backbone", "data", "editor", "evaluation", "flow", "pipeline", "pretrain", "sprites", "training"}
+HEAVY_PARTS = {"backbone", "data", "editing", "editor", "evaluation", "exporting", "flow", "pipeline", "pretrain", "sprites", "training"}
 
 DISTRIBUTION = {
     "PIL": "pillow", "cv2": "opencv-python-headless", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ivedit.config.rules import CLIP_FRAMES, CONTROLS, JUDGE_METRICS, OPERATIONS, WEIGHTS, rule, unknown
+from ivedit.config.rules import CLIP_FRAMES, CONTROLS, JUDGE_METRICS, OPERATIONS, WEIGHT_FILES, WEIGHTS, rule, unknown
 from ivedit.config.schema import Config
 
 
@@ -47,7 +47,11 @@ def _weights_exist(c: Config) -> Iterator[str]:
     if not c.plugins:
         yield from unknown(list(c.evaluation.weights), WEIGHTS, "metric's kind of weights called")
     for name, place in c.evaluation.weights.items():
-        if not Path(place).expanduser().is_dir():
+        path = Path(place).expanduser()
+        if name in WEIGHT_FILES:
+            if not path.is_file() or path.suffix not in (".pth", ".pt", ".safetensors"):
+                yield f"{name!r}: {place} is no .pth or .safetensors file; download torchvision's there first"
+        elif not path.is_dir() and (name in WEIGHTS or not path.exists()):  # a plugin's may be a file
             yield f"{name!r}: {place} is not a folder; download the weights there first, nothing is fetched here"
 
 

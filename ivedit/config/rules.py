@@ -13,11 +13,12 @@ from ivedit.config.schema import Config
 from ivedit.errors import or_nearest
 
 __all__ = [
-    "CLIP_FRAMES", "CONTROLS", "JUDGE_METRICS", "OPERATIONS", "PAIR_FIELDS", "PRESETS", "READERS", "TASKS", "VARIANTS", "WEIGHTS",
-    "broken", "changed", "rule", "unknown", "value_of",
+    "BACKBONES", "CLIP_FRAMES", "CONTROLS", "JUDGE_METRICS", "OPERATIONS", "PAIR_FIELDS", "PRESETS", "READERS", "TASKS",
+    "VARIANTS", "WEIGHTS", "WEIGHT_FILES", "broken", "changed", "rule", "unknown", "value_of",
 ]  # fmt: skip
 
 TASKS = ("edit", "pretrain_text", "pretrain_reader", "pretrain_vae", "pretrain_dit")
+BACKBONES = ("wan-sprites", "wan2.1_1.3b", "wan2.1_14b", "wan2.2_5b")
 VARIANTS = ("predict_update", "side_by_side", "single_attention", "tuned_attention")
 READERS = ("folder", "set", "sprites")
 PRESETS = ("anyedit", "instructpix2pix", "kiwi", "magicbrush", "nhr_edit", "omniedit", "ultraedit", "vifeedit")
@@ -25,7 +26,8 @@ OPERATIONS = (
     "recolour", "reshape", "remove", "add", "resize", "background_colour", "background_pattern", "style", "compound",
 )  # fmt: skip
 CONTROLS = ("source_copy", "frozen", "vae_ceiling", "still_clip")
-WEIGHTS = ("clip", "dino", "pickscore")
+WEIGHTS = ("clip", "dino", "lpips", "pickscore", "raft")
+WEIGHT_FILES = ("lpips", "raft")  # those that torchvision publishes as one file; the others are folders
 JUDGE_METRICS = ("IA", "TC", "VF", "AA", "OVE")
 PAIR_FIELDS = (
     "id", "source", "target", "instruction", "source_caption", "target_caption", "mask", "operation", "split", "group",

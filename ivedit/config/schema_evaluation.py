@@ -47,8 +47,9 @@ class EvaluationConfig:
     )
     weights: dict[str, str] = _f(
         {},
-        "Folders of weights for metrics that need some, {clip: FOLDER, dino: FOLDER, pickscore: FOLDER}, in "
-        "transformers' layout; a metric without its weights is skipped and never fetches any.",
+        "Weights for metrics that need some: folders in transformers' layout, {clip: FOLDER, dino: FOLDER, pickscore: "
+        "FOLDER}, and torchvision's own files, {lpips: FILE, raft: FILE}; a metric without its weights is skipped and "
+        "never fetches any.",
     )
     sha256: dict[str, str] = _f(
         {}, "Expected sha256 of such weights, {clip: HEX}, as a table's footer shows it; other weights are refused."

@@ -17,6 +17,7 @@ from ivedit.evaluation.metrics.learned import Preprocess, weights_digest
 from tests.evaluation.tiny_networks import clip_folder, dino_folder
 
 LEARNED = {"clip_direction", "clip_frames", "clip_text", "dino_frames", "pickscore"}
+VISION = {"kept_lpips", "lpips", "raft_warp_error"}  # tests/evaluation/test_vision_metrics.py
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +131,10 @@ def test_pictures_are_prepared_as_the_networks_own_processor_does(folders, size)
 
 def test_a_metric_without_weights_is_skipped_by_name_and_never_0():
     skipped = skipped_metrics(EvaluationConfig())
-    assert set(skipped) == LEARNED
+    assert set(skipped) == LEARNED | VISION
     assert skipped["clip_text"] == "skipped (no evaluation.weights.clip)"
-    assert LEARNED.isdisjoint(build_metrics(EvaluationConfig()))
-    assert {name for name in METRICS.names() if METRICS.info(name)["needs"]} == LEARNED
+    assert (LEARNED | VISION).isdisjoint(build_metrics(EvaluationConfig()))
+    assert {name for name in METRICS.names() if METRICS.info(name)["needs"]} == LEARNED | VISION
 
 
 def test_weights_are_held_to_the_expected_sha256_and_never_read_from_pickles(folders, evaluation, tmp_path):
@@ -170,6 +171,8 @@ def test_a_folder_that_is_no_network_is_one_plain_error(folders, tmp_path):
     [
         ({"weights": {"clop": "."}}, "did you mean clip"),
         ({"weights": {"clip": "nowhere"}}, "nowhere is not a folder"),
+        ({"weights": {"raft": "."}}, r"\. is no \.pth or \.safetensors file"),
+        ({"weights": {"lpips": "nowhere.pth"}}, r"nowhere\.pth is no \.pth"),
         ({"sha256": {"clip": "0" * 64}}, "there are no weights 'clip'"),
         ({"weights": {"clip": "."}, "sha256": {"clip": "ABC"}}, "not a sha256"),
     ],

@@ -25,6 +25,7 @@ from ivedit.evaluation.metrics.motion import (
     WarpError,
 )
 from ivedit.evaluation.metrics.region import EditProgress, EditSuccess, FramePSNR, RegionPSNR, RegionSSIM
+from ivedit.evaluation.metrics.vision import Perceptual, RaftWarpError, network_flow
 
 __all__ = [
     "METRICS",
@@ -37,6 +38,8 @@ __all__ = [
     "GateAUC",
     "MotionAgreement",
     "MotionRatio",
+    "Perceptual",
+    "RaftWarpError",
     "Reference",
     "RegionPSNR",
     "RegionSSIM",
@@ -46,6 +49,7 @@ __all__ = [
     "WarpError",
     "build_metrics",
     "measure",
+    "network_flow",
     "register_metric",
     "skipped_metrics",
     "source_flow",

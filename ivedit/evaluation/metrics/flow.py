@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["PendingFlow", "SourceFlow", "source_flow", "start_source_flow", "warp_previous"]
+__all__ = ["PendingFlow", "SourceFlow", "source_flow", "start_source_flow", "visible_pixels", "warp_previous"]
 
 _SMALL = 128
 """Frames whose shorter side is below this are doubled first, and DIS runs down to full resolution: with its stock
@@ -104,7 +104,7 @@ def _clip_flow(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         half = (width // 2, height // 2)
         grey = np.stack([cv2.resize(frame, half, interpolation=cv2.INTER_AREA) for frame in grey])
     for t, (back, forth) in enumerate(_pair_flows(grey)):
-        seen = _visible(back, forth)
+        seen = visible_pixels(back, forth)
         if halved:
             back = cv2.resize(back, (width, height)) * np.array([width / half[0], height / half[1]], np.float32)
             seen = cv2.resize(seen.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
@@ -136,8 +136,8 @@ def _pair_flows(grey: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield both[0], both[1]
 
 
-def _visible(back: np.ndarray, forth: np.ndarray) -> np.ndarray:
-    """(H, W) bool: the forward flow undoes the backward flow, and the pixel comes from inside the frame.
+def visible_pixels(back: np.ndarray, forth: np.ndarray) -> np.ndarray:
+    """(H, W) bool: the forward flow undoes the backward flow, both (H, W, 2), and the pixel comes from in the frame.
 
     ``|b + f(x + b)|^2 <= 0.01 (|b|^2 + |f|^2) + 0.5`` (Sundaram et al., ECCV 2010; used by Lai et al.,
     arXiv 1808.00449, for their warping error).

@@ -23,21 +23,21 @@ from torch import Tensor
 from ivedit.errors import ConfigError
 from ivedit.evaluation.metrics.base import ClipMetric, Reference, Unavailable, register_metric
 
-__all__ = ["Preprocess", "weights_digest"]
+__all__ = ["Preprocess", "named_weights", "weights_digest"]
 
 _FRAMES = 32
 """Frames that a network sees at once."""
 
 
-def weights_digest(folder: Path) -> str:
-    """sha256 over the folder's safetensors files, in the order of their names: one file's own sha256 where it is one.
+def weights_digest(place: Path) -> str:
+    """sha256 of a file; of a folder: over its safetensors files, in the order of their names.
 
     Raises:
-        ConfigError: there are none (pickled weights are never loaded).
+        ConfigError: the folder has none (pickled weights of whole networks are never loaded).
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = [place] if place.is_file() else sorted(place.glob("*.safetensors"))
     if not files:
-        raise ConfigError(f"evaluation.weights: {folder} holds no .safetensors file; pickled weights are never loaded")
+        raise ConfigError(f"evaluation.weights: {place} holds no .safetensors file; pickled weights are never loaded")
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -46,15 +46,20 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _folder(evaluation: Any, name: str) -> Path:
-    """The folder of a network's weights, which are those that the configuration expects. Raises `Unavailable`."""
+def named_weights(evaluation: Any, name: str) -> Path:
+    """Where a network's weights lie, which are those that the configuration expects.
+
+    Raises:
+        Unavailable: they are not named.
+        ConfigError: they are others than ``evaluation.sha256`` says.
+    """
     if name not in evaluation.weights:
         raise Unavailable(f"no evaluation.weights.{name}")
-    folder = Path(evaluation.weights[name]).expanduser().resolve()
-    wanted, found = evaluation.sha256.get(name), _digest_once(folder)
+    place = Path(evaluation.weights[name]).expanduser().resolve()
+    wanted, found = evaluation.sha256.get(name), _digest_once(place)
     if wanted and wanted != found:
-        raise ConfigError(f"evaluation.sha256.{name}: the weights in {folder} have sha256 {found}, not {wanted}")
-    return folder
+        raise ConfigError(f"evaluation.sha256.{name}: the weights in {place} have sha256 {found}, not {wanted}")
+    return place
 
 
 _digest_once = cache(weights_digest)
@@ -237,7 +242,7 @@ class FrameConsistency(_LearnedMetric):
 def _register(name: str, needs: str, make: Any, about: Mapping[str, Any]) -> None:
     @register_metric(name, needs=needs, better="higher", **about)
     def factory(evaluation: Any) -> ClipMetric:
-        return make(_folder(evaluation, needs))
+        return make(named_weights(evaluation, needs))
 
 
 _register("clip_text", "clip", TextAlignment, {

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ivedit.evaluation.metrics.base import ClipMetric, Reference, frame_chunks, register_metric
-from ivedit.evaluation.metrics.flow import warp_previous
+from ivedit.evaluation.metrics.flow import SourceFlow, warp_previous
 
 __all__ = ["MOVES_OTHERWISE", "FlickerRatio", "MotionAgreement", "MotionRatio", "SharpnessRatio", "WarpError"]
 
@@ -74,13 +74,17 @@ class WarpError(ClipMetric):
         """(B,) in [0, 1]; no value for a single frame."""
         if edited.shape[1] < 2:
             return _no_value(edited)
-        flow = reference.flow_of_source()
+        flow = self.flow(reference)
         total = torch.zeros(len(edited), dtype=torch.float64, device=edited.device)
         for part in frame_chunks(edited, 1):
             clip, steps = edited[:, part].float(), slice(part.start, part.stop - 1)
             error = (clip[:, 1:] - warp_previous(clip, flow.backward[:, steps])).abs_().mean(dim=2, keepdim=True)
             total += (error * flow.visible[:, steps]).sum(dim=(1, 2, 3, 4)).double()
         return (total / flow.visible.sum(dim=(1, 2, 3, 4))).float()
+
+    def flow(self, reference: Reference) -> SourceFlow:
+        """The sources' flow that is followed."""
+        return reference.flow_of_source()
 
 
 class FlickerRatio(ClipMetric):
