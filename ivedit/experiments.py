@@ -65,7 +65,10 @@ class Shelf:
 
 
 EXPERIMENTS = Shelf(
-    "experiment", "experiments", (QUICKSTART, "imvideoedit", "ablation_", "control_", "baseline_", "pretrain_"), (BASE,)
+    "experiment",
+    "experiments",
+    (QUICKSTART, "imvideoedit", "ablation_", "control_", "baseline_", "paper_", "pretrain_"),
+    (BASE,),
 )
 SWEEPS = Shelf("sweep", "sweeps", ("smoke", "ablations", "gate", "block_placement", "data_scale", "editor_"))
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from ivedit.config import check_data, check_evaluation  # noqa: F401  (they file their rules)
 from ivedit.config.fields import fields, show
-from ivedit.config.rules import TASKS, VARIANTS, broken, changed, rule, unknown
+from ivedit.config.rules import BACKBONES, TASKS, VARIANTS, broken, changed, rule, unknown
 from ivedit.config.schema import Config
+from ivedit.errors import nearest
 
 __all__ = ["check"]
 
@@ -65,6 +66,15 @@ def _pretraining_counts_steps(c: Config) -> Iterator[str]:
 
 
 # -- data ---------------------------------------------------------------------------------------------------------
+
+
+@rule("backbone.path")
+def _backbone_is_no_misspelt_name(c: Config) -> Iterator[str]:
+    """Anything may be a folder; a word that is none and looks like a name is told at once."""
+    name = c.backbone.path
+    near = nearest(name, BACKBONES)
+    if name not in BACKBONES and near and not {"/", "\\"} & set(name) and not Path(name).expanduser().is_dir():
+        yield f"there is no such folder and no backbone of that name; did you mean {' or '.join(near)}?"
 
 
 @rule("editor.variant", "plugins")

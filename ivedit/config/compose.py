@@ -24,7 +24,12 @@ from ivedit.config.layers import Layer, Setting, argument_layer, file_layers
 from ivedit.config.schema import Config
 from ivedit.errors import ConfigError
 
-__all__ = ["RESUME_MAY_CHANGE", "Composed", "compose", "compose_layers", "from_dict", "load", "to_dict", "to_yaml"]
+__all__ = [
+    "NEEDED", "RESUME_MAY_CHANGE", "Composed", "compose", "compose_layers", "from_dict", "load", "to_dict", "to_yaml",
+]  # fmt: skip
+
+NEEDED = "???"
+"""What a file writes for a setting that only the person who runs it can know, such as where the data lies."""
 
 RESUME_MAY_CHANGE = (
     "backbone.path",  # the same weights may lie elsewhere; their fingerprint is checked
@@ -64,6 +69,11 @@ class Composed:
     layers: list[str]
     history: dict[str, list[Setting]] = field(default_factory=dict)
 
+    @property
+    def needed(self) -> list[str]:
+        """Settings that are left to whoever runs it, and have no value yet."""
+        return [key for key, past in self.history.items() if past[-1].value == NEEDED]
+
 
 def load(experiment: str = experiments.QUICKSTART, *overrides: str) -> Config:
     """The checked `Config` of an experiment (shipped name or YAML path) with ``key=value`` overrides.
@@ -74,11 +84,12 @@ def load(experiment: str = experiments.QUICKSTART, *overrides: str) -> Config:
     return compose([f"experiment={experiment}", *overrides]).config
 
 
-def compose(arguments: Sequence[str], origin: str = "command line") -> Composed:
+def compose(arguments: Sequence[str], origin: str = "command line", *, for_reading: bool = False) -> Composed:
     """Compose what ``python -m ivedit.run ARGUMENTS`` would run.
 
     ``experiment=`` picks the file (default: quickstart); ``resume=FOLDER`` takes the configuration of that run
     folder instead. ConfigError lists every problem found; ``origin`` says in it where the arguments were written.
+    ``for_reading``: a setting that is still `NEEDED` is no problem (and has its default); it will not be run.
     """
     special = {name: [a.partition("=")[2] for a in arguments if a.startswith(name + "=")]
                for name in ("experiment", "resume")}  # fmt: skip
@@ -103,7 +114,7 @@ def compose(arguments: Sequence[str], origin: str = "command line") -> Composed:
                 for setting in layer.settings
                 if setting.key == "resume" and setting.value is not None
             ]
-    return _stack(experiment, [*layers, typed])
+    return _stack(experiment, [*layers, typed], for_reading)
 
 
 def compose_layers(name: str, layers: Sequence[Layer]) -> Composed:
@@ -131,7 +142,7 @@ def _resume_may_change(key: str) -> bool:
     return any(key == may or (may.endswith(".") and key.startswith(may)) for may in RESUME_MAY_CHANGE)
 
 
-def _stack(experiment: str, layers: list[Layer]) -> Composed:
+def _stack(experiment: str, layers: list[Layer], for_reading: bool = False) -> Composed:
     problems = [problem for layer in layers for problem in layer.problems]
     values = {key: item.default for key, item in fields().items()}
     history: dict[str, list[Setting]] = {
@@ -150,6 +161,14 @@ def _stack(experiment: str, layers: list[Layer]) -> Composed:
     wrong = set()
     for key, item in fields().items():
         last = history[key][-1]
+        if values[key] == NEEDED:
+            values[key] = item.default
+            wrong.add(key)
+            if not for_reading:
+                problems.append(
+                    f"{key}: give it, {key}=...; {experiment} leaves it to you ({last.source}): {item.help}"
+                )
+            continue
         try:
             values[key] = coerce(item, values[key], last.text if "${" not in (last.text or "") else None)
         except BadValue as bad:

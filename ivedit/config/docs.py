@@ -26,7 +26,7 @@ def changes(name: str) -> dict[str, str]:
 
     The name and the summary always differ and are left out.
     """
-    composed = compose([f"experiment={name}"])
+    composed = compose([f"experiment={name}"], for_reading=True)
     mine = {key: past[-1].value for key, past in composed.history.items()}
     others = {key: item.default for key, item in fields().items()}
     if f"experiments/{REFERENCE}.yaml" in composed.layers and name != REFERENCE:

@@ -22,6 +22,8 @@ EXAMPLES = (
     ("train.max_steps=20 evaluation.clips=3 tracking.kind=none", "a quick trial without MLflow"),
     ("'data.operations=[recolour,remove]' train.max_minutes=null", "lists and null are written as in YAML"),
     ("'evaluation.editors={mine: runs/MY_RUN}'", "one more row in the table; evaluation.editors.mine=... adds to it"),
+    ("experiment=paper_1.3b data.path=my_pairs", "the paper's schedule on Wan 2.1 1.3B with your own pairs"),
+    ("experiment=imvideoedit backbone=./Wan2.1-T2V-1.3B-Diffusers", "another backbone: a known name or a folder"),
     ("data.reader=folder data.path=my_pairs", "your own image pairs (a CSV or JSONL table and the images)"),
     ("experiment=./mine.yaml", "your own experiment file; `defaults: [imvideoedit]` inherits from a shipped one"),
     ("resume=runs/quickstart-20261122-101500-1a2b", "continue a stopped run, with that run's own configuration"),

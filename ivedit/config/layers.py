@@ -20,7 +20,10 @@ from ivedit import experiments
 from ivedit.config.fields import fields, groups, show
 from ivedit.errors import ConfigError, or_nearest
 
-__all__ = ["Layer", "Setting", "argument_layer", "file_layers", "read_yaml", "typed_value"]
+__all__ = ["SHORT", "Layer", "Setting", "argument_layer", "file_layers", "read_yaml", "typed_value"]
+
+SHORT = {"backbone": "backbone.path"}
+"""Groups that one word stands for: ``backbone=wan2.1_1.3b`` sets ``backbone.path``."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Layer:
             if isinstance(value, dict):
                 for name, item in value.items():
                     self.add(f"{key}.{name}", item, source)
+            elif key in SHORT and isinstance(value, (str, int, float)):
+                self.settings.append(Setting(SHORT[key], value, source, text))
             elif value is not None:
                 self.problems.append(
                     f"{key}: {show(value)} is not a group of settings ({source}); set one of them, "

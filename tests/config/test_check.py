@@ -24,6 +24,7 @@ REFUSED = {
     "path for sprites": (["data.path=."], "sprites are drawn, not read"),
     "columns for sprites": (["data.columns={source: a}"], "sprites have no table"),
     "unknown column": (["data.reader=folder", "data.path=.", "data.columns.sorce=a"], "did you mean source"),
+    "misspelt backbone": (["backbone=wan2.1_1.3"], "did you mean wan2.1_1.3b"),
     "unknown reader": (["data.reader=folders"], "did you mean folder?"),
     "unknown variant": (["editor.variant=predict_updat"], "did you mean predict_update?"),
     "unknown operation": (["data.operations=[recolor]"], "did you mean recolour"),

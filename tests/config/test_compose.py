@@ -101,6 +101,9 @@ def test_name_and_summary_are_not_inherited(here: Path):
         ("tracking.tags={a: b, n: 1}", "tracking.tags", {"a": "b", "n": "1"}),
         ("tracking.tags.run=12", "tracking.tags", {"run": "12"}),
         ("train={lr: 0.5}", "train.lr", 0.5),
+        ("backbone=wan2.1_1.3b", "backbone.path", "wan2.1_1.3b"),
+        ("backbone={path: wan2.2_5b}", "backbone.path", "wan2.2_5b"),
+        ("backbone=12", "backbone.path", "12"),
         ("tracking.experiment=${name}-x", "tracking.experiment", "imvideoedit-x"),
     ],
 )
@@ -116,6 +119,23 @@ def test_one_entry_of_a_mapping_is_added_and_a_whole_mapping_replaces():
     both = load("quickstart", "tracking.tags={a: x}", "tracking.tags.b=y")
     assert both.tracking.tags == {"a": "x", "b": "y"}
     assert load("quickstart", "evaluation.editors={}").evaluation.editors == {}
+
+
+def test_one_word_for_the_backbone_is_its_path_in_a_file_too_and_other_groups_take_none(here: Path):
+    (here / "mine.yaml").write_text("defaults: [imvideoedit]\nbackbone: wan2.1_14b\n")
+    composed = compose(["experiment=mine.yaml", "backbone.dtype=bfloat16"])
+    assert (composed.config.backbone.path, composed.config.backbone.dtype) == ("wan2.1_14b", "bfloat16")
+    assert composed.history["backbone.path"][-1].source == "mine.yaml:2"
+    assert "editor: predict_update is not a group of settings" in problems("editor=predict_update")[0]
+
+
+def test_a_setting_left_to_whoever_runs_it_must_be_given_and_may_be_missing_for_reading(here: Path):
+    (here / "mine.yaml").write_text("data:\n  reader: folder\n  path: ???\ntrain:\n  lr: ???\n")
+    found = problems("experiment=mine.yaml", "train.epochs=2")
+    assert len(found) == 2 and found[0].startswith("data.path: give it, data.path=...; mine.yaml leaves it to you")
+    composed = compose(["experiment=mine.yaml", "train.lr=1e-3"], for_reading=True)
+    assert composed.needed == ["data.path"] and composed.config.data.path is None
+    assert problems("experiment=mine.yaml", "train.lr=1e-3", "data.path=nowhere")[0].endswith("is not a directory")
 
 
 def test_a_yaml_file_may_spell_words_that_yaml_reads_as_truth(here: Path):

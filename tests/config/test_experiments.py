@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ivedit import experiments
-from ivedit.config import load, to_dict
+from ivedit.backbone.published import published, published_config, published_names
+from ivedit.config import ConfigError, load, to_dict
+from ivedit.config.compose import compose
 from ivedit.config.docs import changes, pages
 from ivedit.config.help import experiment_summaries
 
@@ -63,11 +66,54 @@ def test_every_experiment_that_inherits_from_the_method_has_its_promise_written_
 
 @pytest.mark.parametrize("name", experiments.names())
 def test_every_experiment_is_valid_and_says_in_a_line_what_it_is_for(name: str):
-    config = load(name)
+    config = compose([f"experiment={name}"], for_reading=True).config
     assert config.name == name
     assert config.summary == experiment_summaries()[name]
     assert 20 < len(config.summary) < 120
     assert "\n" not in config.summary
+
+
+PAPER = {"paper_1.3b": "wan2.1_1.3b", "paper_14b": "wan2.1_14b", "paper_5b": "wan2.2_5b"}
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> str:
+    (tmp_path / "pairs.csv").write_text("source,target,instruction\na.png,b.png,make it red\n")
+    return f"data.path={tmp_path}"
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_an_experiment_of_the_papers_size_asks_for_data_and_is_whole_with_it(name: str, pairs: str):
+    with pytest.raises(ConfigError) as caught:
+        load(name)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"data.path: give it, data.path=...; {name} leaves it to you (experiments/paper_1.3b")
+    config = load(name, pairs)
+    assert (config.data.pairs, config.train.epochs, config.data.height, config.data.width) == (13000, 5, 480, 832)
+    assert config.train.batch_size * config.train.accumulate == 16 and config.data.cache == "disk"
+    assert config.backbone.path == PAPER[name] and not config.evaluation.enabled
+    assert config.editor.width == published(PAPER[name]).editor_width
+
+
+def test_there_is_an_experiment_of_the_papers_size_for_every_published_backbone():
+    assert sorted(PAPER.values()) == sorted(published_names())
+    assert set(PAPER) == {name for name in experiments.names() if name.startswith("paper_")}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_whatever_the_papers_abstract_does_not_give_is_marked_as_ours(name: str):
+    given = {"summary", "defaults", "pairs", "epochs", "path: ???"}
+    for line in (experiments.folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+        words = line.partition("#")[0].strip()
+        if words and not words.endswith(":") and not any(words.startswith(start) for start in given):
+            assert "# ours" in line, line
+
+
+def test_the_experiments_sizes_fit_the_patches_of_their_backbones(pairs: str):
+    for name, backbone in PAPER.items():
+        config, vae = load(name, pairs), published_config(backbone, "vae")
+        step = vae["scale_factor_spatial"] * published_config(backbone, "transformer")["patch_size"][1]
+        assert config.data.height % step == 0 and config.data.width % step == 0
 
 
 def test_the_method_is_what_the_paper_states():

@@ -54,3 +54,9 @@ def test_text_length_that_the_help_gives_for_the_shipped_pipeline():
     folder = Path(ivedit.__file__).parent / "assets" / "wan-sprites"
     length = json.loads((folder / "ivedit.json").read_text())["text_length"]
     assert f"({length} in wan-sprites)" in fields()["text.length"].help
+
+
+def test_backbones():
+    from ivedit.backbone.published import published_names
+
+    assert list(check.BACKBONES) == ["wan-sprites", *published_names()]
