@@ -128,6 +128,7 @@ class IVEditPipeline:
         progress: Progress | None = None,
         start: tuple[Tensor, float] | None = None,
         noise: Tensor | None = None,
+        compile: bool = False,
     ) -> Tensor:
         """Edit clips of latents. The source is read once, whatever the steps and the guidance.
 
@@ -151,6 +152,7 @@ class IVEditPipeline:
                 ``steps`` below it.
             noise: (B, Z, F, h, w) standard normal to start from in place of the seeds' own, for windows of one clip
                 that are to agree where they overlap.
+            compile: Compile the backbone's blocks: pays from some hundred steps of one size on.
 
         Returns:
             (B, Z, F, h, w) float32 latents on the backbone's device.
@@ -175,11 +177,12 @@ class IVEditPipeline:
         solver = build_scheduler(scheduler, self.backbone.scheduler_config, shift or self.backbone.spec.shift)
         if start is not None:
             start = (start[0].to(device, torch.float32), start[1])
-        velocity = self._velocity(
-            source, self._words(instructions, target_captions, gate_instructions, text or TextConfig()),
-            guidance=guidance, scale=scale,
-        )  # fmt: skip
-        return denoise(velocity, noise, solver, steps, progress, start)
+        with self.backbone.compiling(compile):
+            velocity = self._velocity(
+                source, self._words(instructions, target_captions, gate_instructions, text or TextConfig()),
+                guidance=guidance, scale=scale,
+            )  # fmt: skip
+            return denoise(velocity, noise, solver, steps, progress, start)
 
     def _words(
         self,

@@ -15,23 +15,39 @@ from typing import Any, TypeVar, cast
 import torch
 import torch._dynamo  # its settings and callbacks are used
 
-__all__ = ["CompileClock", "compiled"]
+__all__ = ["CompileClock", "compile_failed", "compiled", "is_large", "sampling_compiles"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Kinds of pass times shapes (buckets, clip lengths); beyond it torch falls back to eager code with a warning.
 _VARIANTS = 64
+_LARGE = 500_000_000
 
 
 @cache
-def compiled(unit: F) -> F:
+def compiled(unit: F, backend: str = "inductor") -> F:
     """`unit` through torch.compile, for static shapes; one compiled object per function for the whole process.
 
     The code that was compiled is kept on disk by torch (TORCHINDUCTOR_CACHE_DIR), so that runs and the children of a
     sweep share it.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
-    return cast(F, torch.compile(unit, dynamic=False))
+    return cast(F, torch.compile(unit, backend=backend, dynamic=False))
+
+
+def is_large(backbone: Any) -> bool:
+    """Whether a `Backbone` is of a size where compiling pays at once; the tiny shipped one is not."""
+    return sum(weight.numel() for weight in backbone.transformer.parameters()) >= _LARGE
+
+
+def sampling_compiles(setting: str, backbone: Any) -> bool:
+    """What ``sampling.compile`` means for a `Backbone`; auto: a large one on a GPU."""
+    return setting == "on" or (setting == "auto" and backbone.device.type == "cuda" and is_large(backbone))
+
+
+def compile_failed(error: BaseException) -> bool:
+    """Whether an error comes from compiling itself, and not from what the code does (memory, shapes)."""
+    return isinstance(error, torch._dynamo.exc.TorchDynamoException)
 
 
 class CompileClock:

@@ -51,7 +51,7 @@ class Backbone(nn.Module):
         scheduler_config: the folder's, for `ivedit.flow`.
         source_passes: how often `source_features` ran.
         gradient_checkpointing: recompute each block in the backward pass.
-        compiles: run blocks through torch.compile; set for a while by `compiling`.
+        compiles: the backend of torch.compile through which blocks run, or None; set for a while by `compiling`.
         sharding: how blocks are put together where ranks share one copy of them (`sharded.shard_backbone`), else None.
     """
 
@@ -81,7 +81,7 @@ class Backbone(nn.Module):
         self.scheduler_config = dict(scheduler_config or {"shift": 1.0})
         self.gradient_checkpointing = gradient_checkpointing
         self.source_passes = 0
-        self.compiles = False
+        self.compiles: str | None = None
         self.sharding: Sharding | None = None
         self._rotary: dict[tuple[Grid, torch.device], tuple[Tensor, Tensor]] = {}
         self._fingerprint: str | None = None
@@ -313,7 +313,7 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """Run block `index` of a stream (B, F*N, C); the openings are those of `blocks.run_block`."""
 
-        unit = compiled(run_block) if self.compiles else run_block
+        unit = compiled(run_block, self.compiles) if self.compiles else run_block
         block = self.transformer.blocks[index]
 
         def run(stream: Tensor) -> Tensor:
@@ -326,9 +326,9 @@ class Backbone(nn.Module):
         return call(hidden) if self.sharding is None else self.sharding.target(index, call, hidden)
 
     @contextmanager
-    def compiling(self, on: bool = True) -> Iterator[None]:
+    def compiling(self, on: bool = True, *, backend: str = "inductor") -> Iterator[None]:
         """Inside the block, blocks run through torch.compile, or, with `on` false, as they are."""
-        before, self.compiles = self.compiles, on
+        before, self.compiles = self.compiles, backend if on else None
         try:
             yield
         finally:
@@ -391,7 +391,7 @@ class Backbone(nn.Module):
         conditioning = self.condition(latents.new_zeros(latents.shape[0]), embedded)
         rotary = self.rotary(grid)
         hidden = self.embed(latents)
-        unit = compiled(source_block) if self.compiles else source_block
+        unit = compiled(source_block, self.compiles) if self.compiles else source_block
         wanted, last, found = set(blocks), max(blocks), []
         for index in range(last + 1):
             block = self.transformer.blocks[index]

@@ -112,7 +112,8 @@ class HeadNorm(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., r) -> (..., r) in the same type; the mean square is taken in float32."""
-        return F.rms_norm(tokens, self.weight.shape, self.weight.to(tokens.dtype), self.eps)
+        # Autocast norms in float32 on a GPU and would leave the result there.
+        return F.rms_norm(tokens, self.weight.shape, self.weight.to(tokens.dtype), self.eps).to(tokens.dtype)
 
 
 class TextKeys(nn.Module):

@@ -6,6 +6,7 @@ attention: h <- h + gate_msa * Attn3D(x) + edit(x, s, text).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -146,8 +147,8 @@ class TwoStreamEditor(Editor):
         if context.projected and torch.is_grad_enabled():
             raise IveditError("this source context was prepared with project=True, which is for sampling only")
         # Gate maps are kept by block index: compiled code would be another for each.
-        as_set = backbone.compiles and record is None
-        with self.precision(backbone), backbone.compiling(as_set):
+        maps_kept = contextlib.nullcontext() if record is None else backbone.compiling(False)
+        with self.precision(backbone), maps_kept:
             grid = backbone.grid(latents)
             target_text = backbone.embed_text(text.target)
             gate_text = target_text if text.gate is text.target else backbone.embed_text(text.gate)

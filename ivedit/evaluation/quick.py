@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ivedit.backbone.compiled import sampling_compiles
 from ivedit.config.schema import SamplingConfig, TextConfig
 from ivedit.evaluation.clips import ClipBatch, ClipSet
 from ivedit.evaluation.metrics import RegionPSNR
@@ -47,6 +48,7 @@ def edit_batch(
         gate_instructions=batch.other_instructions if text is not None and text.gate == "shuffled" else None,
         text=text,
         start=start,
+        compile=sampling_compiles(sampling.compile, pipeline.backbone),
     )
 
 

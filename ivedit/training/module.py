@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ivedit.backbone import Backbone
+from ivedit.backbone.compiled import compile_failed
 from ivedit.data.text import TextStates
 from ivedit.editor import Editor, EditText, save_editor
 from ivedit.errors import IveditError
@@ -34,6 +35,7 @@ from ivedit.flow import (
 )
 from ivedit.training.bins import BinMeans
 from ivedit.training.captured import StaticStep, to_device
+from ivedit.training.compiled import StepCompiler
 from ivedit.training.optim import build_optimizer, clip_and_guard, warmup_cosine
 
 __all__ = ["EditModule", "training_shift"]
@@ -99,6 +101,7 @@ class EditModule(L.LightningModule):
         self._bins = BinMeans()
         self._bad_streak = 0
         self._captures = False
+        self._compiler: StepCompiler | None = None
         self._captured: dict[tuple[str, ...], StaticStep] = {}
         self._sums: list[Tensor] = []
 
@@ -141,9 +144,9 @@ class EditModule(L.LightningModule):
     def training_losses(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """`sample_losses` with the weights that training gives to the places of a pair (``flow.change_share``)."""
         share = self.cfg.flow.change_share
-        if share == 0:
-            return self.sample_losses(tensors)
-        return self.sample_losses(tensors, change_weight(tensors["source"], tensors["target"], share))
+        weight = None if share == 0 else change_weight(tensors["source"], tensors["target"], share)
+        with self.backbone.compiling(self._compiler is not None and self._compiler.active):
+            return self.sample_losses(tensors, weight)
 
     def sample_losses(self, tensors: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
         """Velocity loss of each (pair, draw): (B * draws,), from tensors alone, so that it can be captured.
@@ -202,7 +205,7 @@ class EditModule(L.LightningModule):
             self.cfg.seed, step, 0, place, len(batch["target"]), self.draws, micros=train.accumulate * world
         )
         tensors = self.step_tensors(batch, r, seeds, shift=self.shift, kind=self.cfg.flow.timesteps)
-        losses = self._backward(tensors, first=self._micro == 0)
+        losses = self._compiled_backward(tensors, first=self._micro == 0)
         self._records.append((step, tensors["sigma"], losses))
         self._micro += 1
         if self._micro == train.accumulate:
@@ -210,6 +213,18 @@ class EditModule(L.LightningModule):
             self._update()
             if self.device.type == "cpu":
                 self._read_records()  # free on a CPU, so a loss that is not finite is seen at once
+
+    def _compiled_backward(self, tensors: dict[str, Tensor], *, first: bool) -> Tensor:
+        """`_backward`, compiled where that was chosen; once more without, where compiling fails under ``auto``."""
+        if self._compiler is None:
+            return self._backward(tensors, first=first)
+        try:
+            with self._compiler:
+                return self._backward(tensors, first=first)
+        except RuntimeError as error:
+            if not first or not self._compiler.give_up(error):
+                raise
+        return self._backward(tensors, first=first)
 
     def _backward(self, tensors: dict[str, Tensor], *, first: bool) -> Tensor:
         """Add this micro-batch's share to the gradients; returns its losses (B*D,), detached and its own."""
@@ -251,6 +266,9 @@ class EditModule(L.LightningModule):
         self._micro = 0
         self._captures, why = self.capture_mode()
         logger.info("training step: %s (%s)", "captured" if self._captures else "eager", why)
+        left = self.max_steps - self.trainer.global_step
+        self._compiler = StepCompiler(self.cfg, self.backbone, self.device, left)
+        logger.info("blocks: %s (%s)", "compiled" if self._compiler.active else "eager", self._compiler.why)
 
     def capture_mode(self) -> tuple[bool, str]:
         """Whether the step is captured, and why.
@@ -285,6 +303,8 @@ class EditModule(L.LightningModule):
         try:
             result = step(tensors)
         except RuntimeError as error:
+            if compile_failed(error):
+                raise
             reason = str(error).splitlines()[0]
             if self.cfg.train.capture == "on":
                 raise IveditError(f"train.capture=on, but the step cannot be captured: {reason}") from error
