@@ -52,7 +52,7 @@ def encode_latents(vae: Any, pixels: Tensor, mean: Tensor, std: Tensor) -> Tenso
     with torch.no_grad(), torch.autocast(mean.device.type, enabled=False):
         for start in range(0, batch, step):
             clip = pixels[start : start + step].to(mean.device, torch.float32)
-            clip = clip.permute(0, 2, 1, 3, 4) * 2 - 1
+            clip = (clip.permute(0, 2, 1, 3, 4) * 2).sub_(1)  # a long clip is large: no second copy
             parts.append((vae.encode(clip).latent_dist.mode() - mean) / std)
     return torch.cat(parts)
 
@@ -68,9 +68,10 @@ def decode_pixels(vae: Any, latents: Tensor, mean: Tensor, std: Tensor, space: i
     with torch.no_grad(), torch.autocast(mean.device.type, enabled=False):
         for start in range(0, batch, step):
             z = latents[start : start + step].to(mean.device, torch.float32) * std + mean
-            clip = vae.decode(z, return_dict=False)[0]
-            parts.append(((clip + 1) / 2).clamp(0, 1).permute(0, 2, 1, 3, 4))
-    return torch.cat(parts)
+            clip = vae.decode(z, return_dict=False)[0].float()
+            parts.append(clip.add_(1).div_(2).clamp_(0, 1).permute(0, 2, 1, 3, 4))
+            del clip
+    return torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
 
 
 def clean_prompt(text: str) -> str:

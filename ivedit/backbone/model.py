@@ -8,7 +8,6 @@ trained, and nothing synchronises with the host: a step can be captured as a CUD
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -29,7 +28,10 @@ from ivedit.backbone.blocks import (
 )
 from ivedit.backbone.compiled import compiled
 from ivedit.backbone.encoding import decode_pixels, encode_latents, encode_texts
+from ivedit.backbone.identity import weights_digest
 from ivedit.backbone.loading import COMPONENTS, WAN_TEXT_LENGTH, keep_dtype, read_parts, storage_dtype
+from ivedit.backbone.parts import Origin
+from ivedit.backbone.offload import Offload
 from ivedit.backbone.spec import BackboneSpec, Grid, check_transformer_config, flow_shift, vae_factors
 from ivedit.data.text import TextStates
 from ivedit.errors import IveditError
@@ -49,6 +51,7 @@ class Backbone(nn.Module):
         spec: shapes and constants read from the configs.
         transformer, vae, text_encoder, tokenizer: the parts, None where not loaded.
         scheduler_config: the folder's, for `ivedit.flow`.
+        origin: where its parts can be read again (see `ivedit.backbone.parts`); None for one made in memory.
         source_passes: how often `source_features` ran.
         gradient_checkpointing: recompute each block in the backward pass.
         compiles: the backend of torch.compile through which blocks run, or None; set for a while by `compiling`.
@@ -81,10 +84,12 @@ class Backbone(nn.Module):
         self.scheduler_config = dict(scheduler_config or {"shift": 1.0})
         self.gradient_checkpointing = gradient_checkpointing
         self.source_passes = 0
+        self.origin: Origin | None = None
         self.compiles: str | None = None
         self.sharding: Sharding | None = None
         self._rotary: dict[tuple[Grid, torch.device], tuple[Tensor, Tensor]] = {}
         self._fingerprint: str | None = None
+        self.offload: Offload | None = None
         vae_config = dict(vae.config) if vae is not None else dict(vae_config or {})
         latent_channels, space, time = vae_factors(vae_config)
         config = dict(transformer.config) if transformer is not None else dict(transformer_config or {})
@@ -139,7 +144,8 @@ class Backbone(nn.Module):
             IveditError: a folder that cannot be run; the message names what and why.
         """
         device = torch.device(device)
-        parts = read_parts(path, dtype=storage_dtype(dtype, device), components=components, text_length=text_length)
+        origin = Origin(path, storage_dtype(dtype, device))
+        parts = read_parts(path, dtype=origin.dtype, components=components, text_length=text_length, device=device)
         backbone = cls(
             parts.transformer,
             parts.vae,
@@ -152,6 +158,7 @@ class Backbone(nn.Module):
             name=parts.name,
             gradient_checkpointing=gradient_checkpointing,
         )
+        backbone.origin = origin
         return backbone.to(device)
 
     @classmethod
@@ -196,11 +203,28 @@ class Backbone(nn.Module):
         """Stay in eval mode, whatever a surrounding module asks for."""
         return super().train(False)
 
-    def _need(self, part: str) -> Any:
+    def _have(self, part: str) -> Any:
         value = getattr(self, part)
         if value is None:
             raise IveditError(f"this backbone was loaded without its {part}; add it to `components`")
         return value
+
+    def _need(self, part: str) -> Any:
+        """A part that is about to be used."""
+        value = self._have(part)
+        if self.offload is not None:
+            self.offload.use(part)
+        return value
+
+    def offload_to(self, device: str | torch.device) -> None:
+        """From here on keep each part on ``device`` only while it is used; all parts must be on the CPU now.
+
+        Text encoder, VAE and transformer come in turn, so the largest one decides the memory. On the CPU nothing moves.
+        """
+        parts = {name: part for name in COMPONENTS if (part := getattr(self, name)) is not None}
+        self.offload = Offload(parts, device)
+        # What is not of a part says where the streams run.
+        self.latents_mean, self.latents_std = self.latents_mean.to(device), self.latents_std.to(device)
 
     @property
     def device(self) -> torch.device:
@@ -210,13 +234,13 @@ class Backbone(nn.Module):
     @property
     def blocks(self) -> nn.ModuleList:
         """The transformer's blocks."""
-        return self._need("transformer").blocks
+        return self._have("transformer").blocks
 
     def compute_dtype(self) -> torch.dtype:
         """Type of the blocks' matrix products: autocast's where it is on, else the storage type."""
         if torch.is_autocast_enabled(self.device.type):
             return torch.get_autocast_dtype(self.device.type)
-        return self._need("transformer").patch_embedding.weight.dtype
+        return self._have("transformer").patch_embedding.weight.dtype
 
     # ---- pixels and text
 
@@ -281,7 +305,7 @@ class Backbone(nn.Module):
 
     def embed_text(self, text: TextStates) -> Tensor:
         """Text states through the transformer's text projection: (B, L, D) -> (B, L, C)."""
-        embedder = self.transformer.condition_embedder.text_embedder
+        embedder = self._need("transformer").condition_embedder.text_embedder  # the first step of every stream
         return embedder(text.states.to(embedder.linear_1.weight.dtype)).to(self.compute_dtype())
 
     def condition(self, sigma: Tensor, embedded_text: Tensor) -> Conditioning:
@@ -419,16 +443,12 @@ class Backbone(nn.Module):
             return self._fingerprint
         if plain and self.sharding is not None:
             raise IveditError("ask for the fingerprint before the backbone is spread over the ranks")
-        digest = hashlib.sha256()
-        for part in parts:
-            for name, weight in sorted(self._need(part).named_parameters()):
-                values = weight.detach()
-                if hasattr(values, "to_local"):  # spread over the ranks: this one's part
-                    values = values.to_local()
-                if not exact:
-                    values = values.to(torch.bfloat16)
-                digest.update(f"{part}.{name}{tuple(values.shape)}".encode())
-                digest.update(values.cpu().contiguous().view(torch.uint8).numpy().data)
+        weights = (
+            (f"{part}.{name}", weight)
+            for part in parts
+            for name, weight in sorted(self._need(part).named_parameters())
+        )
+        digest = weights_digest(weights, exact=exact)
         if plain:
-            self._fingerprint = digest.hexdigest()
-        return digest.hexdigest()
+            self._fingerprint = digest
+        return digest
