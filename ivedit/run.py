@@ -240,7 +240,9 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
         editor = load_editor(resolve_editor_file(cfg.init_from), backbone, map_location=device)
     else:
         editor = build_editor(cfg.editor, backbone, seed=cfg.seed)
-    pairs = PairDataModule(cfg, backbone.encode_pixels, backbone.encode_text, backbone.fingerprint())
+    pairs = PairDataModule(
+        cfg, backbone.encode_pixels, backbone.encode_text, backbone.fingerprint(), multiple=backbone.spec.size_multiple
+    )
     _announce(cfg, editor, device)
     outcome = train(cfg, backbone, editor, pairs, run, tracker)
     if outcome.stopped_early:
@@ -275,10 +277,11 @@ def _announce(cfg: Config, editor: Any, device: str) -> None:
     per_batch = t.batch_size * t.devices * t.nodes
     steps = t.max_steps if t.max_steps is not None else t.epochs * (cfg.data.pairs // per_batch) // t.accumulate
     log.info(
-        "training %s: %s weights, %s pairs, %d steps of %d pairs, on %s",
+        "training %s: %s weights, %s pairs, %s%d steps of %d pairs, on %s",
         cfg.editor.variant,
         f"{sum(weight.numel() for weight in editor.parameters()):,}",
         f"{cfg.data.pairs:,}",
+        "at most " if cfg.data.buckets and t.max_steps is None else "",  # each size leaves a rest
         steps,
         per_batch * t.accumulate,
         device,

@@ -7,6 +7,7 @@ a half-right run (one expert of two, an image-to-video transformer without its i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -63,6 +64,11 @@ class BackboneSpec:
     def fingerprint(self) -> str:
         """sha256 of the transformer's weights; computed at the first use, as it reads every weight."""
         return self._fingerprint()
+
+    @property
+    def size_multiple(self) -> int:
+        """Heights and widths in pixels must divide by it: a token's side, and 16 as diffusers' Wan pipelines ask."""
+        return math.lcm(16, self.space_factor * self.patch[1], self.space_factor * self.patch[2])
 
     def shapes(self) -> dict[str, Any]:
         """What an editor's weights depend on: stored beside them and compared on load."""

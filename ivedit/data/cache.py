@@ -7,6 +7,7 @@ the words and the padded length. A change of any of them is another key, so noth
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -24,6 +25,8 @@ __all__ = [
     "DiskLatents", "DiskTexts", "LatentStore", "MemoryLatents", "MemoryTexts", "TextStore", "encode_missing_texts",
 ]
 
+log = logging.getLogger(__name__)
+
 Ints = NDArray[np.int64]
 
 _SHARD_BYTES = 32 * 2**20
@@ -32,7 +35,7 @@ _TEXT_ELEMENTS = 2**24  # states encoded at once, before padding is cut off
 
 
 class LatentStore(Protocol):
-    """Latents (Z, F, h, w) by key while filling, by row number afterwards."""
+    """Latents (Z, F, h, w) of any number of shapes by key while filling, by row number afterwards."""
 
     def __contains__(self, key: str) -> bool: ...
     def add(self, keys: Sequence[str], latents: Tensor) -> None:
@@ -40,7 +43,7 @@ class LatentStore(Protocol):
     def finish(self, keys: Sequence[str], device: torch.device) -> None:
         """End filling: row i of `gather` is `keys[i]` from now on."""
     def gather(self, rows: Ints) -> Tensor:
-        """(B, Z, F, h, w) float32 on the device given to `finish`."""
+        """(B, Z, F, h, w) float32 on the device given to `finish`; rows of one shape."""
 
 
 class TextStore(Protocol):
@@ -56,37 +59,56 @@ class TextStore(Protocol):
 
 
 class MemoryLatents:
-    """One tensor of all rows. A GPU keeps it if it takes at most a quarter of the free memory."""
+    """One tensor of all rows of a shape. A GPU keeps them if they take at most a quarter of the free memory."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, int] = {}
-        self._count = 0
-        self._parts: list[Tensor] = []
-        self._all = torch.empty(0)
+        self._places: dict[str, tuple[torch.Size, int]] = {}
+        self._counts: dict[torch.Size, int] = {}
+        self._parts: dict[torch.Size, list[Tensor]] = {}
+        self._bytes = 0
+        self._filling: torch.device | None = None  # where parts wait for `finish`; None: where they were made
+        self._all: list[Tensor] = []
+        self._shape_of = self._row_of = np.empty(0, dtype=np.int64)
         self._device = torch.device("cpu")
 
     def __contains__(self, key: str) -> bool:
-        return key in self._rows
+        return key in self._places
 
     def add(self, keys: Sequence[str], latents: Tensor) -> None:
+        shape = latents.shape[1:]
+        first = self._counts.get(shape, 0)
         # A key may come twice: two rows of a table with the same images and other words.
-        self._rows.update(zip(keys, range(self._count, self._count + len(keys)), strict=True))
-        self._count += len(keys)
-        self._parts.append(latents.float())
+        self._places.update((key, (shape, first + i)) for i, key in enumerate(keys))
+        self._counts[shape] = first + len(keys)
+        self._parts.setdefault(shape, []).append(latents.to(self._filling or latents.device, torch.float32))
+        self._bytes += 4 * latents.numel()
+        if self._filling is None and not _fits(self._bytes, latents.device):
+            # What has been encoded must not crowd out the encoders, which work on the same device.
+            self._filling = torch.device("cpu")
+            self._parts = {shape: [part.cpu() for part in parts] for shape, parts in self._parts.items()}
 
     def finish(self, keys: Sequence[str], device: torch.device) -> None:
         self._device = device
-        size = 4 * sum(part.numel() for part in self._parts)
-        home = device if _fits(size, device) else torch.device("cpu")
-        order = torch.tensor([self._rows[key] for key in keys], dtype=torch.long, device=home)
-        everything = torch.cat([part.to(home) for part in self._parts])
-        self._parts = []
-        straight = bool((order == torch.arange(len(order), device=home)).all())
-        self._all = everything if straight and len(order) == len(everything) else everything[order]
+        home = device if _fits(self._bytes, device) else torch.device("cpu")
+        log.info("latents: %.2f GB in the memory of %s", self._bytes / 1e9, home)
+        numbers = {shape: number for number, shape in enumerate(self._parts)}
+        self._shape_of = np.array([numbers[self._places[key][0]] for key in keys], dtype=np.int64)
+        self._row_of = np.empty(len(keys), dtype=np.int64)
+        for shape, number in numbers.items():
+            mine = np.flatnonzero(self._shape_of == number)
+            order = torch.tensor([self._places[keys[i]][1] for i in mine], dtype=torch.long, device=home)
+            everything = torch.cat([part.to(home) for part in self._parts[shape]])
+            self._parts[shape] = []  # a copy less at any time
+            straight = bool((order == torch.arange(len(order), device=home)).all())
+            self._all.append(everything if straight and len(order) == len(everything) else everything[order])
+            self._row_of[mine] = np.arange(len(mine))
 
     def gather(self, rows: Ints) -> Tensor:
-        index = torch.from_numpy(rows).to(self._all.device, non_blocking=True)
-        return self._all.index_select(0, index).to(self._device, non_blocking=True)
+        shape = self._shape_of[rows[0]]
+        assert (self._shape_of[rows] == shape).all(), "a batch of several shapes"
+        latents = self._all[shape]
+        index = torch.from_numpy(self._row_of[rows]).to(latents.device, non_blocking=True)
+        return latents.index_select(0, index).to(self._device, non_blocking=True)
 
 
 class DiskLatents:
@@ -98,8 +120,7 @@ class DiskLatents:
 
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
-        self._keys: list[str] = []
-        self._parts: list[Tensor] = []
+        self._waiting: dict[torch.Size, tuple[list[str], list[Tensor]]] = {}
         self._bytes = 0
         self._since = time.monotonic()
         self._places: list[tuple[int, int]] = []
@@ -109,22 +130,24 @@ class DiskLatents:
         return key in self.shards
 
     def add(self, keys: Sequence[str], latents: Tensor) -> None:
-        self._keys += keys
-        self._parts.append(latents.float().cpu())
+        names, parts = self._waiting.setdefault(latents.shape[1:], ([], []))
+        names += keys
+        parts.append(latents.float().cpu())
         self._bytes += 4 * latents.numel()
         if self._bytes >= _SHARD_BYTES or time.monotonic() - self._since >= _SHARD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been added since the last shard."""
-        if self._keys:
-            self.shards.write(self._keys, {"latents": torch.cat(self._parts)})
-        self._keys, self._parts, self._bytes, self._since = [], [], 0, time.monotonic()
+        """Write what has been added since the last shard, a shard for each shape."""
+        for names, parts in self._waiting.values():
+            self.shards.write(names, {"latents": torch.cat(parts)})
+        self._waiting, self._bytes, self._since = {}, 0, time.monotonic()
 
     def finish(self, keys: Sequence[str], device: torch.device) -> None:
         self.flush()
         self._device = device
         self._places = [self.shards.place(key) for key in keys]
+        log.info("latents: %d rows on disk in %s", len(keys), self.shards.folder)
 
     def gather(self, rows: Ints) -> Tensor:
         places = [self._places[row] for row in rows.tolist()]

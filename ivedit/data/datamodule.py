@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ivedit.config import Config
-from ivedit.data import order
+from ivedit.data.buckets import Buckets, sort_pairs
 from ivedit.data.cache import Ints, LatentStore, TextStore
 from ivedit.data.fill import Filler, Split
 from ivedit.data.loader import PairLoader, Position
@@ -33,9 +33,11 @@ __all__ = ["PairDataModule"]
 class PairDataModule(L.LightningDataModule):
     """Batches for training and validation.
 
-    A batch is a dict: `ids` (B names); `source`, `target` (B, Z, 1, h, w) float32 latents; `text_target`,
-    `text_gate`, `text_source`: `TextStates` of B texts with dropout, null edits and shuffling applied (training) or
-    without dropout and null edits (validation). Tensors are on the encoder's device.
+    A batch is a dict: `ids` (B names); `source`, `target` (B, Z, 1, h, w) float32 latents of one size (another batch
+    may have another, see `ivedit.data.buckets`); `text_target`, `text_gate`, `text_source`: `TextStates` of B texts
+    with dropout, null edits and shuffling applied (training) or without dropout and null edits (validation);
+    `numbers` (B,) int64 places of the pairs in their split, where a stand-in has its predecessor's. Tensors are on
+    the encoder's device.
 
     Resuming: the position (epoch, micro-batch) of the next batch is in `state_dict()`, which Lightning writes into
     every checkpoint, and `load_state_dict()` or `set_position()` brings it back; the loader then begins there.
@@ -47,6 +49,7 @@ class PairDataModule(L.LightningDataModule):
         fingerprint: Of both encoders; part of every cache key.
         device: Where pixels go for encoding and where batches are; None: where `encode_text` puts its output.
         rank, world: Of this process; None: the trainer's, or 0 of 1.
+        multiple: Heights and widths must divide by it (the backbone's `size_multiple`).
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class PairDataModule(L.LightningDataModule):
         device: torch.device | str | None = None,
         rank: int | None = None,
         world: int | None = None,
+        multiple: int = 16,
     ) -> None:
         super().__init__()
         self.cfg = cfg
@@ -67,6 +71,7 @@ class PairDataModule(L.LightningDataModule):
         self._encode_text = encode_text
         self._device = None if device is None else torch.device(device)
         self._rank, self._world = rank, world
+        self._multiple = multiple
         self.position = Position()
         self._splits: dict[str, Split] = {}
         self._latents: LatentStore | None = None
@@ -88,7 +93,11 @@ class PairDataModule(L.LightningDataModule):
     @property
     def batches_per_epoch(self) -> int:
         """Micro-batches of this rank in one epoch."""
-        return len(self._split("train").words.ids) // (self.cfg.train.batch_size * self.world)
+        return self._split("train").buckets.batches_per_epoch(self.cfg.train.batch_size, self.world)
+
+    def buckets(self, split: str) -> Buckets:
+        """The pairs of "train" or "val" by picture size."""
+        return self._split(split).buckets
 
     def reader(self, split: str) -> PairReader:
         """The reader of "train" or "val"."""
@@ -113,15 +122,22 @@ class PairDataModule(L.LightningDataModule):
             reader = build_reader(self.cfg, name, device=making)
             words = Words(reader, self.cfg.text, self.cfg.data.null_edits, training=name == "train")
             guard = BadShare(len(reader), self.cfg.data.bad_share, name)
-            splits[name] = Split(reader, words, guard, np.arange(len(reader), dtype=np.int64))
+            buckets = sort_pairs(reader, self.cfg, self._multiple, show=self.rank == 0)
+            splits[name] = Split(reader, words, guard, buckets, np.arange(len(reader), dtype=np.int64))
         needed = self.cfg.train.batch_size * self.world
         if len(splits["train"].words.ids) < needed:
             raise ConfigError(
                 f"train.batch_size={self.cfg.train.batch_size} on {self.world} device(s) needs {needed} training "
                 f"pairs, but there are {len(splits['train'].words.ids)}: lower train.batch_size or raise data.pairs"
             )
-        if len(splits["val"].words.ids) < self.world:
-            raise ConfigError(f"data.validation_pairs: {self.world} devices need at least as many validation pairs")
+        if not splits["val"].buckets.in_order(1, self.rank, self.world):
+            each = " of one size" if self.cfg.data.buckets else ""
+            raise ConfigError(
+                f"data.validation_pairs: {self.world} devices need at least as many validation pairs{each}"
+            )
+        for name, split in splits.items():
+            split.buckets.announce(name)
+        splits["train"].buckets.check_filled(self.cfg.train.batch_size, self.world)
         if cached:
             filler = Filler(
                 self.cfg, self.encoder_fingerprint, self._encode, self._encode_images,
@@ -157,30 +173,29 @@ class PairDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> PairLoader:
         """This rank's training batches from the current position on."""
-        pairs = len(self._split("train").words.ids)
+        buckets = self._split("train").buckets
 
         def plan(epoch: int) -> list[Ints]:
-            batch = self.cfg.train.batch_size
-            return list(order.epoch_batches(self.cfg.seed, epoch, pairs, batch, self.rank, self.world))
+            return buckets.epoch(self.cfg.seed, epoch, self.cfg.train.batch_size, self.rank, self.world)
 
         return PairLoader(self.batches_per_epoch, plan, lambda e, b: self._batches("train", e, b), self.position)
 
     def val_dataloader(self) -> PairLoader:
-        """This rank's validation batches, always the same; the last may be smaller."""
-        pairs = len(self._split("val").words.ids)
-        plan = order.sequential_batches(pairs, self.cfg.train.batch_size, self.rank, self.world)
+        """This rank's validation batches, always the same; the last of each size may be smaller."""
+        plan = self._split("val").buckets.in_order(self.cfg.train.batch_size, self.rank, self.world)
         return PairLoader(len(plan), lambda _: plan, lambda e, b: self._batches("val", e, b))
 
     def _batches(self, name: str, epoch: int, batches: list[Ints]) -> Iterator[dict[str, Any]]:
         split = self._split(name)
         if self._latents is not None:
             for indices in batches:
-                yield self._cached(name, split, epoch, split.usable[indices])
+                yield {**self._cached(name, split, epoch, split.usable[indices]), "numbers": indices}
             return
         chunks = [indices.tolist() for indices in batches]
-        for pixels in read_chunks(split.reader, chunks, workers=self.cfg.data.workers, replace=True):
+        stream = read_chunks(split.reader, chunks, workers=self.cfg.data.workers, replace=True)
+        for pixels, indices in zip(stream, batches, strict=True):
             split.guard.note(pixels.indices, pixels.bad)
-            yield self._streamed(split, epoch, pixels)
+            yield {**self._streamed(split, epoch, pixels), "numbers": indices}
 
     def _cached(self, name: str, split: Split, epoch: int, indices: Ints) -> dict[str, Any]:
         assert self._latents is not None and split.rows is not None
@@ -243,7 +258,7 @@ class PairDataModule(L.LightningDataModule):
         """The next training batch is the one after `done` micro-batches since the start of training."""
         self.set_position(*divmod(done, self.batches_per_epoch))
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Where training stands, and what the position means: it holds for one order of pairs only."""
         return {
             "epoch": self.position.epoch,
@@ -252,17 +267,19 @@ class PairDataModule(L.LightningDataModule):
             "batch_size": self.cfg.train.batch_size,
             "world": self.world,
             "seed": self.cfg.seed,
+            "buckets": self._split("train").buckets.counts() if self.cfg.data.buckets else {},
         }
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where `state_dict()` was taken.
 
         Raises:
             ConfigError: the order of pairs is another one now, so the position would mean other batches.
         """
         names = {"pairs": "number of training pairs", "batch_size": "train.batch_size",
-                 "world": "number of devices", "seed": "seed"}
+                 "world": "number of devices", "seed": "seed", "buckets": "division into data.buckets"}
         now = self.state_dict()
+        state_dict = {"buckets": {}, **state_dict}  # checkpoints from before there were buckets
         problems = [
             f"resume: the checkpoint was made with another {what} ({state_dict[key]}, now {now[key]}), "
             "so it cannot continue with the same batches; use the same value, or init_from= to start anew"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ivedit.config import Config
+from ivedit.data.buckets import Buckets
 from ivedit.data.cache import (
     DiskLatents,
     DiskTexts,
@@ -21,7 +22,7 @@ from ivedit.data.cache import (
     TextStore,
     encode_missing_texts,
 )
-from ivedit.data.pixels import BadShare, read_chunks
+from ivedit.data.pixels import BadShare, read_ahead, read_chunks
 from ivedit.data.progress import Progress
 from ivedit.data.record import PairReader, PixelBatch
 from ivedit.data.shards import Shards, entry_key
@@ -41,7 +42,8 @@ class Split:
 
     Attributes:
         reader, words, guard: Its pairs, its texts, its count of unusable pairs.
-        usable: (n,) for each pair itself, or the one that stands in for it.
+        buckets: Its pairs by picture size.
+        usable: (n,) for each pair itself, or the one of its bucket that stands in for it.
         rows: (2, n) row of the pair's source image in the latent store, plain and mirrored (-1: none); the target's
             row is the next. None without a cache.
     """
@@ -49,6 +51,7 @@ class Split:
     reader: PairReader
     words: Words
     guard: BadShare
+    buckets: Buckets
     usable: Ints
     rows: Ints | None = None
 
@@ -57,7 +60,7 @@ class Filler:
     """Reads, encodes and stores what is not stored yet.
 
     Args:
-        cfg: `data.cache`, `data.cache_dir`, `data.workers`, `data.height`, `data.width` are used.
+        cfg: `data.cache`, `data.cache_dir`, `data.workers`, `data.encode_batch` are used.
         fingerprint: Of the encoders.
         encode_texts: n texts to (n, L, D) states.
         encode_images: (B, 3, H, W) uint8 and the pairs' names to latents.
@@ -147,23 +150,34 @@ class Filler:
         good = np.array([i not in split.guard.bad for i in range(len(reader))])
         if not good.any():
             raise IveditError(f"none of the {len(reader)} {name} pairs can be read")
-        split.usable = _next_true(good)
+        split.usable = split.buckets.stand_ins(good)
         return keys
 
     def _encode_pairs(
         self, name: str, split: Split, store: LatentStore, keys: list[list[str]], indices: list[int]
     ) -> None:
-        at_once = _CHUNK_PIXELS.get(self.device.type, _CHUNK_PIXELS["cpu"])
-        step = max(4, at_once // (self.cfg.data.height * self.cfg.data.width))
-        chunks = [indices[i : i + step] for i in range(0, len(indices), step)]
+        chunks = self._chunks(split, indices)
         with Progress(f"encoding {name} pairs", len(indices), show=self.rank == 0) as progress:
-            for batch, chunk in zip(
-                read_chunks(split.reader, chunks, workers=self.cfg.data.workers), chunks, strict=True
-            ):
+            pixels = read_chunks(split.reader, chunks, workers=self.cfg.data.workers)
+            if self.cfg.data.workers == 0 and split.reader.parallel and len(chunks) > 1:
+                pixels = read_ahead(pixels)  # the next files are decoded while these are encoded
+            for batch, chunk in zip(pixels, chunks, strict=True):
                 split.guard.note(chunk, batch.bad)
                 if batch.indices:
                     self._encode_pixel_batch(batch, split, store, keys)
                 progress.advance(len(chunk))
+
+    def _chunks(self, split: Split, indices: list[int]) -> list[list[int]]:
+        """`indices` cut into lists of one bucket that are read and encoded at once."""
+        at_once = _CHUNK_PIXELS.get(self.device.type, _CHUNK_PIXELS["cpu"])
+        wanted = np.array(indices, dtype=np.int64)
+        numbers = split.buckets.of[wanted]
+        chunks: list[list[int]] = []
+        for number, (height, width) in enumerate(split.buckets.sizes):
+            mine = wanted[numbers == number].tolist()
+            step = self.cfg.data.encode_batch or max(4, at_once // (height * width))
+            chunks += [mine[i : i + step] for i in range(0, len(mine), step)]
+        return chunks
 
     def _encode_pixel_batch(
         self, batch: PixelBatch, split: Split, store: LatentStore, keys: list[list[str]]
@@ -182,12 +196,6 @@ def _source(key: str) -> str:
 
 def _target(key: str) -> str:
     return f"{key}-target"
-
-
-def _next_true(good: np.ndarray) -> Ints:
-    """For each place itself if `good`, else the next good place, cyclically."""
-    places = np.flatnonzero(good)
-    return places[np.searchsorted(places, np.arange(len(good))) % len(places)].astype(np.int64)
 
 
 def _barrier() -> None:

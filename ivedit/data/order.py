@@ -9,6 +9,7 @@ same choices.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,16 +52,30 @@ def epoch_permutation(seed: int, epoch: int, pairs: int) -> Ints:
     return np.argsort(_keys(seed, "order", epoch, indices), kind="stable").astype(np.int64)
 
 
-def epoch_batches(seed: int, epoch: int, pairs: int, batch: int, rank: int, world: int) -> Ints:
-    """Indices of one rank's batches in one epoch: (batches, batch), where batches = pairs // (batch * world).
+def epoch_batches(seed: int, epoch: int, buckets: Sequence[Ints], batch: int, rank: int, world: int) -> Ints:
+    """Indices of one rank's batches in one epoch: (batches, batch), each batch from one bucket.
 
-    The ranks' batches of the same number are neighbours in the epoch's order: `world` ranks with `batch` pairs each
-    see together what one rank with `batch * world` pairs sees, every rank has equally many, and no pair comes twice.
-    The incomplete rest of the order is dropped (it is another rest in each epoch).
+    The ranks' batches of the same number are neighbours in their bucket's order: `world` ranks with `batch` pairs each
+    see together what one rank with `batch * world` pairs sees, all from the same bucket at the same step, every rank
+    has equally many, and no pair comes twice. Each bucket's incomplete rest is dropped (another rest in each epoch).
+
+    Args:
+        seed, epoch: Decide the order.
+        buckets: (n_b,) pair indices of each bucket. A bucket's own order is that of its pairs in the order of all
+            pairs, so one bucket of everything is `epoch_permutation`; with several, batches come by a hash of their
+            first pair, so that a bucket which grows does not reorder the others' batches among themselves.
+        batch: Pairs of a batch of one rank.
+        rank, world: This process among all.
     """
-    count = pairs // (batch * world)
-    order = epoch_permutation(seed, epoch, pairs)[: count * batch * world]
-    return order.reshape(count, world, batch)[:, rank]
+    together = []
+    for members in buckets:
+        count = len(members) // (batch * world)
+        inside = members[np.argsort(_keys(seed, "order", epoch, members), kind="stable")]
+        together.append(inside[: count * batch * world].reshape(count, world, batch))
+    batches = np.concatenate(together)
+    if len(buckets) > 1:
+        batches = batches[np.argsort(_keys(seed, "batch order", epoch, batches[:, 0, 0]), kind="stable")]
+    return batches[:, rank].astype(np.int64)
 
 
 def sequential_batches(pairs: int, batch: int, rank: int, world: int) -> list[Ints]:

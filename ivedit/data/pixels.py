@@ -6,16 +6,21 @@ replacement depends on the files alone, not on who reads when.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ivedit.config.buckets import size_name
 from ivedit.data.record import BadRecord, PairReader, PixelBatch
 from ivedit.errors import IveditError
 
-__all__ = ["BadShare", "load_replaced", "read_chunks"]
+__all__ = ["BadShare", "load_replaced", "read_ahead", "read_chunks"]
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +69,7 @@ class BadShare:
 
 
 def load_replaced(reader: PairReader, indices: Sequence[int]) -> PixelBatch:
-    """As `reader.load_batch`, with each unusable pair replaced by the next usable one (cyclically).
+    """As `reader.load_batch`, with each unusable pair replaced by the next usable one of its size (cyclically).
 
     Returns:
         As many rows as asked for; `indices` says which pairs they really are.
@@ -92,8 +97,14 @@ def load_replaced(reader: PairReader, indices: Sequence[int]) -> PixelBatch:
 
 
 def _next_usable(reader: PairReader, index: int, bad: dict[int, BadRecord]) -> PixelBatch:
-    for step in range(1, min(len(reader), _IN_A_ROW)):
+    size, tried = reader.size_of(index), 0
+    for step in range(1, len(reader)):
         candidate = (index + step) % len(reader)
+        if reader.size_of(candidate) != size:
+            continue
+        tried += 1
+        if tried == _IN_A_ROW:
+            break
         if candidate in bad:
             continue
         found = reader.load_batch([candidate])
@@ -101,7 +112,8 @@ def _next_usable(reader: PairReader, index: int, bad: dict[int, BadRecord]) -> P
             return found
         bad.update(found.bad)
     first = "; ".join(str(problem) for problem in list(bad.values())[:_NAMED])
-    raise IveditError(f"no readable pair found after {len(bad)} unusable ones. First: {first}")
+    where = "" if size is None else f" of size {size_name(size)}"
+    raise IveditError(f"no readable pair{where} found after {len(bad)} unusable ones. First: {first}")
 
 
 class _Chunks(Dataset[PixelBatch | IveditError]):
@@ -150,3 +162,44 @@ def read_chunks(
         if isinstance(item, IveditError):
             raise item
         yield item
+
+
+def read_ahead(items: Iterator[PixelBatch], depth: int = 1) -> Iterator[PixelBatch]:
+    """The same items, made by a thread that is up to `depth` of them ahead (decoders let other threads run).
+
+    Raises:
+        Exception: whatever making an item raises, in its place.
+    """
+    done: Any = object()
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+    abandoned = threading.Event()
+
+    def hand_over(item: Any, problem: BaseException | None = None) -> None:
+        while not abandoned.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put((item, problem), timeout=0.1)
+                break
+
+    def work() -> None:
+        try:
+            for item in items:
+                hand_over(item)
+                if abandoned.is_set():
+                    return
+            hand_over(done)
+        except BaseException as problem:  # it belongs to whoever waits for the item
+            hand_over(None, problem)
+
+    thread = threading.Thread(target=work, name="ivedit-read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, problem = ready.get()
+            if problem is not None:
+                raise problem
+            if item is done:
+                return
+            yield item
+    finally:
+        abandoned.set()
+        thread.join()

@@ -43,6 +43,8 @@ class StaticStep:
         device: Where it runs.
         graph: Capture a CUDA graph; False runs the same buffers eagerly, which is how a machine without a GPU tests
             everything but the capture itself.
+        share: A step of other shapes that has run. This one uses its gradient buffers and its graph's memory, so that
+            shapes cost inputs and losses only; a call of either overwrites the results of both.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class StaticStep:
         device: torch.device,
         *,
         graph: bool,
+        share: StaticStep | None = None,
     ) -> None:
+        self.share = share
         self.losses_of = losses_of
         self.parameters = list(parameters)
         self.device = device
@@ -106,10 +110,17 @@ class StaticStep:
     def _eager(self) -> None:
         losses, gradients = self._run()
         if not self.gradients:
-            self.losses, self.gradients = losses.clone(), [g.clone() for g in gradients]
+            self.losses, self.gradients = losses.clone(), self._buffers(gradients)
             return
         self.losses.copy_(losses)
         torch._foreach_copy_(self.gradients, gradients)
+
+    def _buffers(self, gradients: list[Tensor]) -> list[Tensor]:
+        """Where the gradients are handed out: the other step's buffers, filled with these, or their own."""
+        if self.share is None:
+            return gradients if self.graph else [g.clone() for g in gradients]
+        torch._foreach_copy_(self.share.gradients, gradients)
+        return self.share.gradients
 
     def _capture(self) -> None:
         current = torch.cuda.current_stream(self.device)
@@ -125,8 +136,11 @@ class StaticStep:
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
         # thread_local: a loader's pinning thread may use the device meanwhile without breaking the capture.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.losses, self.gradients = self._run()
+        pool = self.share._graph.pool() if self.share is not None and self.share._graph is not None else None
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            self.losses, gradients = self._run()
+            # Rebinding inside the capture gives this graph's own gradients back to the memory that graphs share.
+            gradients = self.gradients = self._buffers(gradients)
         graph.replay()
         if not torch.allclose(self.losses, expected, rtol=0.05, atol=1e-3):
             worst = (self.losses - expected).abs().max().item()

@@ -102,7 +102,7 @@ class EditModule(L.LightningModule):
         self._bad_streak = 0
         self._captures = False
         self._compiler: StepCompiler | None = None
-        self._captured: dict[tuple[str, ...], StaticStep] = {}
+        self._captured: dict[tuple[tuple[str, torch.Size], ...], StaticStep] = {}
         self._sums: list[Tensor] = []
 
     # ---- what the trainer and its callbacks ask
@@ -294,11 +294,12 @@ class EditModule(L.LightningModule):
 
     def _replay(self, tensors: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]] | None:
         """Losses and gradients from the captured step of these inputs; None when capturing fails under ``auto``."""
-        names = tuple(tensors)
-        if names in self._captured:
-            return self._captured[names](tensors)
+        key = tuple((name, value.shape) for name, value in tensors.items())
+        if key in self._captured:
+            return self._captured[key](tensors)
         step = StaticStep(
-            self.training_losses, self.trained_parameters(), self.device, graph=self.device.type == "cuda"
+            self.training_losses, self.trained_parameters(), self.device, graph=self.device.type == "cuda",
+            share=next(iter(self._captured.values()), None),
         )
         try:
             result = step(tensors)
@@ -311,7 +312,9 @@ class EditModule(L.LightningModule):
             logger.warning("the step cannot be captured (%s); training goes on eagerly, more slowly", reason)
             self._captures = False
             return None
-        self._captured[names] = step
+        self._captured[key] = step
+        shape = tuple(tensors["source"].shape)
+        logger.info("captured step %d: %d pairs of %dx%d latents", len(self._captured), shape[0], *shape[-2:])
         return result
 
     # ---- what is logged
@@ -349,16 +352,12 @@ class EditModule(L.LightningModule):
         """
         if self.validation is None:
             return {}
-        bins, seen, world = BinMeans(), 0, self.trainer.world_size
+        bins, world = BinMeans(), self.trainer.world_size
         for batch in self.validation():
-            count = len(batch["target"])
-            # Rank r holds the validation pairs r, r + world, ...
-            numbers = range(seen * world + self.global_rank, (seen + count) * world, world)
-            r, seeds = even_draws(_VALIDATION_SEED, numbers)
+            r, seeds = even_draws(_VALIDATION_SEED, batch["numbers"].tolist())
             tensors = self.step_tensors(batch, r, seeds, shift=self.sampling_shift, kind="uniform")
             on_device = {name: to_device(value, self.device) for name, value in tensors.items()}
             bins.add(tensors["sigma"], self.sample_losses(on_device).cpu())
-            seen += count
         if world > 1:
             whole = bins.state.to(self.device)
             torch.distributed.all_reduce(whole)

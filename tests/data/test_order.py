@@ -20,16 +20,22 @@ def test_epochs_and_seeds_have_different_orders():
     assert len(orders) == 16
 
 
+def _one(pairs):
+    return [np.arange(pairs, dtype=np.int64)]
+
+
 @given(seeds, st.integers(0, 9), st.integers(1, 120), st.integers(1, 8), st.integers(1, 5))
 def test_ranks_share_an_epoch_without_overlap_and_equally(seed, epoch, pairs, batch, world):
-    parts = [order.epoch_batches(seed, epoch, pairs, batch, rank, world) for rank in range(world)]
+    parts = [order.epoch_batches(seed, epoch, _one(pairs), batch, rank, world) for rank in range(world)]
     assert {part.shape for part in parts} == {(pairs // (batch * world), batch)}
     seen = np.concatenate([part.ravel() for part in parts])
     assert len(set(seen)) == len(seen)
     assert len(seen) > pairs - batch * world
     # Together they see, batch by batch, what one rank with larger batches sees.
     together = np.concatenate(parts, axis=1)
-    assert np.array_equal(together, order.epoch_batches(seed, epoch, pairs, batch * world, 0, 1))
+    assert np.array_equal(together, order.epoch_batches(seed, epoch, _one(pairs), batch * world, 0, 1))
+    whole = order.epoch_permutation(seed, epoch, pairs)
+    assert np.array_equal(together.ravel(), whole[: together.size])
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 4))

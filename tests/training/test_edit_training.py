@@ -226,7 +226,7 @@ def test_shared_texts_stay_one_object_and_other_texts_are_read(monkeypatch):
 def test_validation_does_not_depend_on_how_pairs_are_batched(tmp_path):
     backbone = tiny_backbone(blocks=2)
     cfg = edit_config()
-    batch = tiny_batch(backbone, 8)
+    batch = {**tiny_batch(backbone, 8), "numbers": torch.arange(8)}
 
     def pieces(size):
         for start in range(0, 8, size):
