@@ -9,32 +9,27 @@ be used, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivedit.errors import ConfigError, IveditError
+from ivedit.filetypes import PICTURES
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ivedit.config.schema import TextConfig
     from ivedit.pipeline import IVEditPipeline
-    from ivedit.windows import Window
 
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+__all__ = ["main"]
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SPRITES, SPRITE_SIZE, SPRITE_WINDOW = "wan-sprites", (64, 64), 17
-WAN_SIZE, WAN_WINDOW = (480, 832), 81
-"""What the shipped backbone and Wan 2.1 draw, where the editor's own settings do not say."""
+OPTIONS = (
+    "backbone", "steps", "guidance", "scheduler", "scale", "seed", "caption", "size", "window", "overlap", "fps",
+)  # fmt: skip
+"""Arguments that `ivedit.editing.options_for` takes."""
 
 EXAMPLES = """\
 examples:
@@ -48,44 +43,12 @@ examples:
       follow the words more closely; try another seed
   python -m ivedit.edit clip.mp4 "..." --editor editor.safetensors --backbone ./Wan2.1-T2V-1.3B-Diffusers --steps 50
       on a Wan checkpoint, with an editor trained on it
+  python -m ivedit.edit clip.mp4 "..." --editor USER/NAME --fps 16 --offload
+      an editor from the hub, on a card too small for text encoder and transformer at once (docs/export.md)
 
 The backbone draws one size (64x64 for the shipped one): a clip is scaled into it with its aspect kept and scaled back,
 so fine detail of large clips is lost. Clips longer than a window are edited in windows that overlap and are
 cross-faded. With equal arguments the result is the same, whatever was edited before."""
-
-
-@dataclass(frozen=True)
-class EditOptions:
-    """How to edit; `options_for` fills it from what an editor was trained with.
-
-    Attributes:
-        steps, guidance, scheduler, shift, scale, text: of `ivedit.pipeline.IVEditPipeline`.
-        seed: of the noise; equal seeds give equal results.
-        size: (H, W) in which the backbone draws; turned for a portrait.
-        window: frames edited at once. overlap: frames that neighbouring windows share.
-        caption: of the wanted result, for editors trained with ``text.target=target_caption``.
-    """
-
-    steps: int = 25
-    guidance: float = 1.0
-    scheduler: str = "euler"
-    shift: float | None = None
-    seed: int = 0
-    scale: float = 1.0
-    size: tuple[int, int] = (64, 64)
-    window: int = 17
-    overlap: int = 5
-    caption: str | None = None
-    text: TextConfig | None = None
-
-
-@dataclass(frozen=True)
-class Edited:
-    """What `edit_file` wrote, and what had to be done to the clip, in words."""
-
-    edited: Path
-    side_by_side: Path
-    notes: list[str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,9 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         out = _check(given)
-        settings = editor_settings(given.editor)
-        options = options_for(settings, given)
-        pipeline = _load(given, settings)
+        from ivedit.editing import edit_file, editor_settings, options_for
+        from ivedit.editor import resolve_editor_file
+
+        editor = resolve_editor_file(given.editor)
+        settings = editor_settings(editor)
+        options = options_for(settings, {name: getattr(given, name) for name in OPTIONS})
+        pipeline = _load(given, editor, settings)
         done = edit_file(pipeline, given.clip, given.instruction, out, options, progress=_bar)
     except ConfigError as error:
         for problem in error.problems:
@@ -109,189 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; no file was finished", file=sys.stderr)
         return 130
     seconds = time.monotonic() - started
-    print(*done.notes, f"edited in {seconds:.0f} s: {done.edited}", f"side by side: {done.side_by_side}", sep="\n")
+    print(*done.notes, f"edited in {seconds:.0f} s: {done.edited}", sep="\n")
+    print(f"side by side: {done.side_by_side}")
     return 0
-
-
-def edit_file(
-    pipeline: IVEditPipeline, clip: str | Path, instruction: str, out: str | Path,
-    options: EditOptions | None = None, *, progress: Progress | None = None,
-) -> Edited:  # fmt: skip
-    """Edit a video or picture file.
-
-    Args:
-        pipeline: with a trained editor.
-        clip: the source; a picture when its name ends in .png, .jpg, ...
-        instruction: what to change.
-        out: the edited file; the side-by-side stands next to it.
-        options: see `EditOptions`.
-        progress: (iterable of all denoising steps, their number) -> iterable.
-
-    Raises:
-        IveditError: a clip that cannot be read, an output that cannot be written, sizes that do not fit.
-    """
-    from ivedit import media
-    from ivedit.windows import Letterbox
-
-    options, clip, out = options or EditOptions(), Path(clip), Path(out)
-    picture = clip.suffix.lower() in PICTURES
-    times: list[Fraction] = []
-    small: list[Tensor] = []  # at the backbone's size; large frames are decoded again for writing, not held
-    box: Letterbox | None = None
-    frames = [(Fraction(0), media.read_image(clip))] if picture else media.VideoReader(clip)
-    for moment, frame in frames:
-        box = box or Letterbox.fit((frame.shape[-2], frame.shape[-1]), options.size)
-        times.append(moment)
-        small.append(media.to_uint8(box.into(frame[None].float() / 255)[0]))
-    assert box is not None  # the reader refuses a clip without frames
-    result, notes = _edit(pipeline, small, instruction, options, progress)
-    edited = (box.back(frame[None])[0] for piece in result for frame in piece)
-    beside = out.with_name(f"{out.stem}-side-by-side{out.suffix}")
-    if picture:
-        _write_picture(clip, out, beside, instruction, next(edited))
-    else:
-        _write_video(clip, out, beside, instruction, edited, times)
-    return Edited(out, beside, [f"{clip.name}: {box}", *notes])
-
-
-def editor_settings(reference: str) -> dict[str, Any]:
-    """The configuration that an editor was trained with, as far as its file or its run folder tells it.
-
-    Raises IveditError when there is no such editor.
-    """
-    from ivedit.editor import read_editor_header, resolve_editor_file
-
-    path = resolve_editor_file(reference)
-    stored = read_editor_header(path)["extra"].get("config")
-    if stored is None and (path.parent.parent / "config.yaml").is_file():
-        from ivedit.runfolder import RunFolder
-
-        stored = RunFolder(path.parent.parent).config()
-    return stored or {}
-
-
-def options_for(settings: Mapping[str, Any], given: argparse.Namespace | None = None) -> EditOptions:
-    """Options for an editor trained with ``settings``; what the command line gives wins."""
-    from ivedit.config.schema import TextConfig
-
-    sampling, data, text = (settings.get(name) or {} for name in ("sampling", "data", "text"))
-    sprites = (settings.get("backbone") or {}).get("path", SPRITES) == SPRITES
-    if given is not None and given.backbone:
-        sprites = given.backbone == SPRITES
-    defaults = {
-        "steps": sampling.get("steps", 25 if sprites else 50),
-        "guidance": sampling.get("guidance", 1.0),
-        "scheduler": sampling.get("scheduler", "euler"),
-        "shift": sampling.get("shift"),
-        "size": (data["height"], data["width"]) if data else (SPRITE_SIZE if sprites else WAN_SIZE),
-        "window": SPRITE_WINDOW if sprites else WAN_WINDOW,
-        # Training a gate on other pairs' words is a control of the gate; there are no other pairs here.
-        "text": TextConfig(**{**text, "gate": "instruction"}),
-    }
-    chosen = {f.name: value for f in fields(EditOptions) if (value := getattr(given, f.name, None)) is not None}
-    options = EditOptions(**{**defaults, **chosen})
-    if options.text and options.text.target == "target_caption" and not options.caption:
-        raise ConfigError("this editor reads a caption of the wanted result: give --caption 'a blue circle ...'")
-    return options
-
-
-def _edit(
-    pipeline: IVEditPipeline, small: list[Tensor], instruction: str, options: EditOptions, progress: Progress | None
-) -> tuple[Iterator[Tensor], list[str]]:
-    """Edited frames in pieces (n, 3, h, w) in [0, 1], and what was padded or windowed."""
-    import torch
-
-    from ivedit.windows import blend, padded_length, plan_windows, window_noise
-
-    backbone, count = pipeline.backbone, len(small)
-    factor = max(backbone.spec.time_factor, 4)  # the encoder reads chunks of four frames
-    length = padded_length(count, factor)
-    try:
-        windows = plan_windows(length, options.window, options.overlap, factor)
-    except ValueError as error:
-        raise ConfigError(f"--window {options.window} --overlap {options.overlap}: {error}") from error
-    steps = _Steps(progress, len(windows) * options.steps)
-
-    def edit(window: Window) -> Tensor:
-        frames = torch.stack([small[min(t, count - 1)] for t in range(window.start, window.stop)])
-        latents = backbone.encode_pixels((frames.float() / 255)[None].to(backbone.device))
-        noise = window_noise(options.seed, window, factor, (latents.shape[1], *latents.shape[3:]))
-        edited = pipeline.edit_latents(
-            latents, [instruction], steps=options.steps, guidance=options.guidance, scheduler=options.scheduler,
-            shift=options.shift, scale=options.scale, text=options.text, noise=noise, progress=steps,
-            target_captions=[options.caption] if options.caption else None,
-        )  # fmt: skip
-        return backbone.decode_latents(edited)[0].cpu()
-
-    def pieces() -> Iterator[Tensor]:
-        left = count
-        for piece in blend(windows, map(edit, windows), options.overlap):
-            yield piece[:left]
-            left -= len(piece[:left])
-        steps.close()
-
-    notes = []
-    if len(windows) > 1:
-        notes.append(
-            f"{count} frames in {len(windows)} windows of {options.window}, neighbours cross-faded over at least "
-            f"{options.overlap} frames"
-        )
-    if length != count:
-        notes.append(f"{count} frames, padded to {length} with the last one as the VAE needs, and cut back")
-    return pieces(), notes
-
-
-class _Steps:
-    """One count of denoising steps over all windows, for one progress bar."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._all = iter(progress(range(total), total)) if progress else iter(range(total))
-
-    def __call__(self, steps: Iterable[int]) -> Iterator[int]:
-        for step in steps:
-            yield step
-            next(self._all, None)
-
-    def close(self) -> None:
-        """Let the bar see its end."""
-        next(self._all, None)
-
-
-def _write_video(
-    clip: Path, out: Path, beside: Path, instruction: str, edited: Iterator[Tensor], times: list[Fraction]
-) -> None:
-    """Both films, frame by frame, while the source is decoded a second time."""
-    from ivedit import media
-
-    with media.VideoReader(clip) as reader:
-        sound = clip if reader.has_audio else None
-        # A steady clip gets exact times; a clip of variable rate keeps each frame's own.
-        steady = all(abs(moment - i / reader.fps) < 1 / (2 * reader.fps) for i, moment in enumerate(times))
-        films: list[media.VideoWriter] = []
-        with contextlib.ExitStack() as stack:
-            for (moment, source), frame in zip(reader, edited, strict=True):
-                pictures = (frame, media.side_by_side_frame({"source": source, instruction: frame}))
-                if not films:
-                    for path, picture in zip((out, beside), pictures, strict=True):
-                        size = (picture.shape[-2], picture.shape[-1])
-                        film = media.VideoWriter(path, size, reader.fps, audio_from=sound)
-                        films.append(stack.enter_context(film))
-                for film, picture in zip(films, pictures, strict=True):
-                    film.write(picture, None if steady else moment)
-
-
-def _write_picture(clip: Path, out: Path, beside: Path, instruction: str, edited: Tensor) -> None:
-    from ivedit import media
-
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        media.to_pil(edited).save(out)
-        media.to_pil(media.side_by_side_frame({"source": media.read_image(clip), instruction: edited})).save(beside)
-    except (OSError, ValueError) as error:
-        raise IveditError(f"cannot write {out}: {error}") from error
-
-
-# -- the command line ----------------------------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -303,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     add("clip", type=Path, help="video (mp4, mov, mkv, webm, gif, ...) or picture (png, jpg, webp, bmp)")
     add("instruction", help='what to change, e.g. "make the red circle blue"')
     add("--editor", default="shipped", metavar="WHERE",
-        help="a run folder, a .safetensors file, or `shipped` (default): the one that comes with the package")
+        help="a run folder, an exported folder or its hub name (USER/NAME), a .safetensors file, or `shipped` "
+        "(default): the one that comes with the package")
     add("--backbone", metavar="PATH",
         help="Wan folder or hub name (default: the one that the editor was trained on, wan-sprites for `shipped`)")
     add("--out", type=Path, metavar="FILE", help="edited file (default: <clip>-edited.mp4 in the current folder)")
@@ -320,6 +108,16 @@ def _parser() -> argparse.ArgumentParser:
         help="frames edited at once, 1 + a multiple of 4 (default: 17 for wan-sprites, else 81)")
     add("--overlap", type=_number(int, 1), default=5, metavar="N",
         help="frames that neighbouring windows share and cross-fade, 1 + a multiple of 4 (default: 5)")
+    add("--fps", type=_rate, metavar="N",
+        help="edit and write at N frames per second, leaving frames out (Wan 2.1 draws 16, Wan 2.2 5B 24; default: "
+        "every frame, at the clip's own rate)")
+    add("--offload", action="store_true",
+        help="keep text encoder, transformer and VAE on the GPU only while each is used: less memory, some seconds "
+        "more")
+    add("--vae-tiling", action="store_true",
+        help="VAE in overlapping tiles of 256x256: much less memory for large --size, slightly other pixels")
+    add("--any-weights", action="store_true",
+        help="also use an editor that was trained on a backbone of the same shapes with other weights")
     add("--device", default="auto", metavar="NAME", help="auto (default: a GPU where there is one), cpu, cuda, cuda:1")
     return parser  # fmt: skip
 
@@ -336,6 +134,16 @@ def _number(kind: Callable[[str], Any], least: float) -> Callable[[str], Any]:
         raise argparse.ArgumentTypeError(f"{text!r} is not {word} of at least {least}")
 
     return read
+
+
+def _rate(text: str) -> Fraction:
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(0)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of frames per second, e.g. 16 or 24000/1001")
+    return value
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -368,13 +176,13 @@ def _check(given: argparse.Namespace) -> Path:
     return out
 
 
-def _load(given: argparse.Namespace, settings: Mapping[str, Any]) -> IVEditPipeline:
+def _load(given: argparse.Namespace, editor: Path, settings: Mapping[str, Any]) -> IVEditPipeline:
     """The backbone and the editor, with their warnings as plain lines."""
     import torch
 
     from ivedit.pipeline import IVEditPipeline
 
-    folder = given.backbone or (settings.get("backbone") or {}).get("path") or SPRITES
+    folder = given.backbone or (settings.get("backbone") or {}).get("path") or "wan-sprites"
     device = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
     try:
         torch.empty(0, device=device)
@@ -382,7 +190,10 @@ def _load(given: argparse.Namespace, settings: Mapping[str, Any]) -> IVEditPipel
         raise ConfigError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        pipeline = IVEditPipeline.from_pretrained(folder, editor=given.editor, device=device)
+        pipeline = IVEditPipeline.from_pretrained(
+            folder, editor=editor, device=device, offload=given.offload, vae_tiling=given.vae_tiling,
+            any_weights=given.any_weights,
+        )  # fmt: skip
     for warning in caught:
         if "ivedit" in warning.filename or "editor" in str(warning.message):
             print(f"warning: {warning.message}", file=sys.stderr)

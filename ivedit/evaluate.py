@@ -187,7 +187,7 @@ def _configure(given: argparse.Namespace, sources: Sources, settings: list[str])
 
 def _editor_layer(reference: str) -> Layer:
     """What an editor was trained with, as far as edits depend on it."""
-    from ivedit.edit import editor_settings
+    from ivedit.editing import editor_settings
     from ivedit.runfolder import RunFolder, is_run_folder
 
     # a run's folder knows all of its configuration, an editor's file the part that training needed

@@ -1,26 +1,32 @@
 """The one sampler: a frozen Wan pipeline and a trained editor turn a clip and an instruction into the edited clip.
 
-Evaluation, ``ivedit.edit`` and the notebooks all go through here::
+Evaluation, ``ivedit.edit`` and the notebooks all go through here. A file::
 
     from ivedit.pipeline import IVEditPipeline
     pipe = IVEditPipeline.from_pretrained("wan-sprites", editor="shipped")
+    pipe.edit_video("clip.mp4", "make the red circle blue", "edited.mp4")
+
+or pixels::
+
     clip = ...                                          # (T, 3, H, W) float in [0, 1], T = 1 + a multiple of 4
     edited = pipe(clip, "make the red circle blue")     # the same shape
-    write_video("edited.mp4", edited)                   # ivedit.media
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ivedit.backbone import Backbone
+from ivedit.backbone.loading import storage_dtype
 from ivedit.config.schema import TextConfig
 from ivedit.data.text import TextStates
-from ivedit.editor import Editor, EditText, load_editor
+from ivedit.editing import Edited, edit_file, editor_settings, options_for
+from ivedit.editor import Editor, EditText, load_editor, resolve_editor_file
 from ivedit.errors import IveditError
 from ivedit.flow import build_scheduler, clip_seeds, denoise, draw_noise, guided
 
@@ -36,11 +42,17 @@ class IVEditPipeline:
         backbone: With all its parts for pixels and words; the transformer alone serves `edit_latents` with ``texts``.
         editor: The trained modules; None: the frozen backbone alone, which generates from the text and reads
             nothing of the source but its shape (the control row "frozen").
+        settings: What the editor was trained with, from `ivedit.editing.editor_settings`; the defaults of
+            `edit_video`.
     """
 
-    def __init__(self, backbone: Backbone, editor: Editor | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, editor: Editor | None = None, settings: Mapping[str, Any] | None = None
+    ) -> None:
         self.backbone = backbone
         self.editor = editor
+        self.settings = dict(settings or {})
+        self._states: tuple[list[str], TextStates] | None = None
 
     @classmethod
     def from_pretrained(
@@ -49,20 +61,67 @@ class IVEditPipeline:
         editor: str | Path | None = None,
         device: str | torch.device = "cpu",
         dtype: str = "auto",
+        *,
+        offload: bool = False,
+        vae_tiling: bool = False,
+        any_weights: bool = False,
     ) -> IVEditPipeline:
-        """Load from disk.
+        """Load from disk or from the hub.
 
         Args:
             folder: Wan folder or hub name in diffusers' layout, or ``wan-sprites``.
-            editor: A ``.safetensors`` file, a run folder, or ``shipped``; None: the frozen backbone alone.
+            editor: A ``.safetensors`` file, a run folder, an exported folder or its hub name (USER/NAME), or
+                ``shipped``; None: the frozen backbone alone.
             device: Where it runs.
             dtype: Storage type of the frozen weights; auto: bfloat16 on a GPU, float32 on a CPU.
+            offload: Keep text encoder, transformer and VAE on a GPU only while each is used: the largest of them
+                decides the memory, and each use starts with a copy. Without a GPU nothing changes.
+            vae_tiling: Let the VAE work in overlapping tiles of 256x256 pixels: for frames that it cannot hold whole.
+                Pixels differ slightly.
+            any_weights: Take an editor that was trained on other weights of the same shapes (a fine-tuned backbone),
+                with a warning.
 
         Raises:
-            IveditError: The folder or the editor cannot be used; the message says why.
+            IveditError: The folder or the editor cannot be used, or was trained on another backbone; the message
+                says why.
         """
-        backbone = Backbone.load(folder, dtype=dtype, device=device)
-        return cls(backbone, None if editor is None else load_editor(editor, backbone, map_location=device))
+        start = "cpu" if offload else device
+        backbone = Backbone.load(folder, dtype=storage_dtype(dtype, torch.device(device)), device=start)
+        found, settings = None, {}
+        if editor is not None:
+            file = resolve_editor_file(editor)  # once: it may lie on the hub
+            found = load_editor(file, backbone, map_location=device, refuse_other_weights=not any_weights)
+            settings = editor_settings(file)
+        if vae_tiling:
+            backbone.vae.enable_tiling()
+        if offload:
+            backbone.offload_to(device)
+        return cls(backbone, found, settings)
+
+    def edit_video(
+        self, clip: str | Path, instruction: str, out: str | Path,
+        *, progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None, **options: Any,
+    ) -> Edited:  # fmt: skip
+        """Edit a video or picture file of any size, length and rate, writing the result as it is made.
+
+        Frames are scaled into the size that the editor was trained for and back; long clips go in windows that are
+        cross-faded; sound is kept. What was done stands in the result's ``notes``.
+
+        Args:
+            clip: A video, or a picture (.png, .jpg, ...).
+            instruction: What to change.
+            out: The file to write: .mp4, or a picture for a picture.
+            progress: (iterable of all denoising steps, their number) -> iterable: ``lambda i, n: tqdm(i, total=n)``.
+            options: Fields of `ivedit.editing.EditOptions` (steps, guidance, scale, seed, size, window, fps, ...) in
+                place of what the editor was trained and evaluated with; ``side_by_side=True`` also writes source and
+                result beside each other.
+
+        Raises:
+            IveditError: A clip that cannot be read, an output that cannot be written, sizes that do not fit.
+            TypeError: An option that there is not.
+        """
+        known = {"backbone": self.backbone.spec.name, "side_by_side": False}
+        return edit_file(self, clip, instruction, out, options_for(self.settings, known, **options), progress=progress)
 
     def __call__(
         self,
@@ -142,7 +201,7 @@ class IVEditPipeline:
                 source features. 1: no second branch.
             scheduler: ``euler`` or ``unipc``.
             shift: Flow shift; None: the backbone folder's.
-            scale: Multiplies what the editor's modules add.
+            scale: Multiplies what the editor's modules add; 0 is the frozen backbone, reading the same texts.
             target_captions: B captions of the wanted result, for ``text.target=target_caption`` and, where given, for
                 the frozen backbone.
             gate_instructions: What the edit modules read in place of the instructions, for ``text.gate=shuffled``.
@@ -222,7 +281,7 @@ class IVEditPipeline:
         dropped = states([""] * len(target))
         negative = EditText(dropped, dropped, positive.source)
         backbone, editor = self.backbone, self.editor
-        if editor is None:
+        if editor is None or scale == 0:
 
             def branch(x: Tensor, sigma: Tensor, text: EditText) -> Tensor:
                 return backbone.velocity(x, sigma, text.target)
@@ -242,6 +301,9 @@ class IVEditPipeline:
     def _encode(self, texts: Iterable[str]) -> Callable[[Sequence[str]], TextStates]:
         """Encode each different text once; returns the look-up from texts to their states."""
         different = list(texts)
-        states = self.backbone.encode_text(different).to(self.backbone.device)
+        # The windows of one clip read the same texts. Kept as a whole, so that no result depends on earlier calls.
+        if self._states is None or self._states[0] != different:
+            self._states = different, self.backbone.encode_text(different).to(self.backbone.device)
+        states = self._states[1]
         place = {text: i for i, text in enumerate(different)}
         return lambda wanted: states[[place[text] for text in wanted]]

@@ -81,17 +81,22 @@ def blend_weights(windows: Sequence[Window], overlap: int) -> list[Tensor]:
 def blend(windows: Sequence[Window], clips: Iterable[Tensor], overlap: int) -> Iterator[Tensor]:
     """Cross-fade the windows' pixels (length, 3, H, W) in [0, 1]: yields (n, 3, H, W) pieces, in order, complete.
 
-    Only what a later window can still touch is held.
+    Only what a later window can still touch is held while that window is made; float32 clips are changed in place.
     """
     weights = blend_weights(windows, overlap)
     pending: Tensor | None = None  # weighted sums of the frames from the current window's start on
-    for number, (window, clip) in enumerate(zip(windows, clips, strict=True)):
-        share = clip.float() * weights[number].to(clip.device)[:, None, None, None]
+    coming = iter(clips)  # not zipped: zip would keep the last clip alive while the next one is made
+    for number, window in enumerate(windows):
+        share = next(coming).float()
+        share *= weights[number].to(share.device)[:, None, None, None]
         if pending is not None:
             share[: len(pending)] += pending
         done = windows[number + 1].start - window.start if number + 1 < len(windows) else window.length
-        yield share[:done]
-        pending = share[done:]
+        pending = share[done:].clone()  # a view would hold the whole window
+        piece = share[:done]
+        del share
+        yield piece
+        del piece
 
 
 def window_noise(seed: int, window: Window, factor: int, shape: tuple[int, int, int]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from ivedit import edit
 from ivedit.config.schema import EditorConfig
-from ivedit.edit import EditOptions, edit_file, editor_settings, options_for
+from ivedit.editing import EditOptions, edit_file, editor_settings, options_for
 from ivedit.editor import build_editor, save_editor
 from ivedit.errors import ConfigError
 from ivedit.media import VideoReader, VideoWriter, read_image, read_video, to_pil, write_video
@@ -140,9 +140,9 @@ def test_what_the_editor_was_evaluated_with_is_the_default_and_the_command_line_
     options = options_for(settings)
     assert (options.steps, options.shift, options.size, options.window) == (2, 3.0, (32, 32), 17)
     given = edit._parser().parse_args(["a.mp4", "b", "--steps", "7", "--guidance", "2", "--size", "48x64"])
-    options = options_for(settings, given)
-    assert (options.steps, options.guidance, options.size) == (7, 2.0, (48, 64))
-    wan = options_for({}, edit._parser().parse_args(["a.mp4", "b", "--backbone", "Wan"]))
+    options = options_for(settings, {name: getattr(given, name) for name in edit.OPTIONS})
+    assert (options.steps, options.guidance, options.size, options.window) == (7, 2.0, (48, 64), 17)
+    wan = options_for({}, backbone="Wan")
     assert (wan.size, wan.window) == ((480, 832), 81)
     with pytest.raises(ConfigError, match="--caption"):
         options_for({"text": {"target": "target_caption"}})
@@ -204,13 +204,15 @@ def test_an_editor_of_another_backbone_is_refused_by_name(command, tmp_path):
     assert code == 1 and "no trained editor at nowhere" in err
 
 
-def test_an_editor_of_other_weights_is_warned_about(command, tmp_path, backbone_folder):
+def test_an_editor_of_other_weights_is_refused_and_warned_about_when_it_is_wanted(command, tmp_path, backbone_folder):
     from ivedit.backbone import Backbone
 
     write_video(tmp_path / "clip.mp4", moving(5, 32, 32), 10)
     editor = build_editor(EditorConfig(width=24), Backbone.load(backbone_folder))
     path = save_editor(tmp_path / "e.safetensors", editor, backbone_fingerprint="f" * 64, extra={"config": SMALL})
     code, _, err = command("clip.mp4", "remove the star", editor=path)
+    assert code == 1 and "other weights" in err and "--any-weights" in err and len(err.splitlines()) == 1
+    code, _, err = command("clip.mp4", "remove the star", "--any-weights", editor=path)
     assert code == 0 and err.startswith("warning: ") and "other weights" in err and "warn(" not in err
 
 

@@ -53,10 +53,10 @@ def test_windows_of_one_clip_blend_into_that_clip(plan):
     frames, window, overlap = plan
     windows = plan_windows(frames, window, overlap, FACTOR)
     clip = torch.rand(frames, 3, 2, 2, generator=torch.Generator().manual_seed(frames))
-    pieces = list(blend(windows, (clip[w.start : w.stop] for w in windows), overlap))
+    pieces = list(blend(windows, (clip[w.start : w.stop].clone() for w in windows), overlap))
     assert torch.allclose(torch.cat(pieces), clip, atol=1e-6)
     constant = torch.full_like(clip, 0.25)
-    blended = torch.cat(list(blend(windows, (constant[w.start : w.stop] for w in windows), overlap)))
+    blended = torch.cat(list(blend(windows, (constant[w.start : w.stop].clone() for w in windows), overlap)))
     assert torch.allclose(blended, constant, atol=1e-6)
 
 

@@ -4,7 +4,14 @@ from ivedit.editor import predict_update, side_by_side, single_attention, tuned_
 from ivedit.editor.base import Editor, parameter_count
 from ivedit.editor.build import build_editor, editor_config
 from ivedit.editor.context import EditText, GateRecord, SourceContext
-from ivedit.editor.export import load_editor, read_editor_header, resolve_editor_file, save_editor
+from ivedit.editor.export import (
+    load_editor,
+    read_editor_header,
+    read_editor_weights,
+    save_editor,
+    write_editor,
+)
+from ivedit.editor.places import is_hub_name, resolve_editor_file
 from ivedit.editor.registry import VARIANTS, register, variant_names
 
 __all__ = [
@@ -15,11 +22,14 @@ __all__ = [
     "SourceContext",
     "build_editor",
     "editor_config",
+    "is_hub_name",
     "load_editor",
     "parameter_count",
     "read_editor_header",
+    "read_editor_weights",
     "register",
     "resolve_editor_file",
     "save_editor",
     "variant_names",
+    "write_editor",
 ]

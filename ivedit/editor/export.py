@@ -1,10 +1,15 @@
-"""Trained editors as safetensors files: weights, and in the header the configuration and what it was trained on."""
+"""Trained editors as safetensors files: weights, and in the header the configuration and what it was trained on.
+
+One file, or where that would be too large several (``editor-00001-of-00003.safetensors``) with an index beside them
+that says which weight lies where, as on the hub. Where an editor lies is `ivedit.editor.places`' business.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,10 @@ from safetensors.torch import save_file
 from ivedit.backbone import Backbone
 from ivedit.editor.base import Editor
 from ivedit.editor.build import build_editor
+from ivedit.editor.places import INDEX_END, resolve_editor_file
 from ivedit.errors import IveditError
 
-__all__ = ["load_editor", "read_editor_header", "resolve_editor_file", "save_editor"]
+__all__ = ["load_editor", "read_editor_header", "read_editor_weights", "save_editor", "write_editor"]
 
 _FORMAT = 1
 _HEADER = "ivedit"
@@ -55,26 +61,64 @@ def save_editor(
         "fingerprint": backbone_fingerprint or (backbone.fingerprint() if backbone is not None else None),
         "extra": extra or {},
     }
+    return write_editor(path, tensors, header)
+
+
+def write_editor(
+    path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], *, max_bytes: int | None = None
+) -> Path:
+    """Write weights and header; a reader never sees half a file, and an index only beside all of its parts.
+
+    Args:
+        path: ``NAME.safetensors``.
+        tensors: on the CPU, contiguous.
+        header: as `read_editor_header` gives it back.
+        max_bytes: of one file; beyond it the weights are cut into several. None: one file always.
+
+    Returns:
+        The file, or the index (``NAME.safetensors.index.json``).
+    """
+    metadata = {_HEADER: json.dumps(dict(header), sort_keys=True)}
+    if max_bytes is None or sum(t.numel() * t.element_size() for t in tensors.values()) <= max_bytes:
+        _write_file(path, dict(tensors), metadata)
+        return path
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    pattern = f"{path.stem}{{suffix}}{path.suffix}"
+    split = split_torch_state_dict_into_shards(dict(tensors), filename_pattern=pattern, max_shard_size=max_bytes)
+    for name, held in split.filename_to_tensors.items():
+        _write_file(path.with_name(name), {key: tensors[key] for key in held}, metadata)
+    index = path.with_name(path.name + INDEX_END)
+    content = {"metadata": {**split.metadata, **metadata}, "weight_map": dict(split.tensor_to_filename)}
+    partial = index.with_name(f".{index.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(partial, index)
+    return index
+
+
+def _write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    save_file(tensors, partial, metadata={_HEADER: json.dumps(header, sort_keys=True)})
+    save_file(tensors, partial, metadata=metadata)
     os.replace(partial, path)
-    return path
 
 
 def read_editor_header(path: str | Path) -> dict[str, Any]:
     """The header of an editor file: format, config, shapes, fingerprint, extra.
 
     Raises:
-        IveditError: no such file, or not one that `save_editor` wrote.
+        IveditError: no such file, or not one that `save_editor` or `write_editor` wrote.
     """
     path = Path(path)
     if not path.is_file():
         raise IveditError(f"no editor file at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_HEADER)
-    except SafetensorError as error:
-        raise IveditError(f"{path} is not a safetensors file: {error}") from error
+    if path.name.endswith(INDEX_END):
+        text = _read_index(path)["metadata"].get(_HEADER)
+    else:
+        try:
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get(_HEADER)
+        except SafetensorError as error:
+            raise IveditError(f"{path} is not a safetensors file: {error}") from error
     if text is None:
         raise IveditError(f"{path} is a safetensors file but holds no ivedit editor (no `{_HEADER}` header)")
     header: dict[str, Any] = json.loads(text)
@@ -83,32 +127,77 @@ def read_editor_header(path: str | Path) -> dict[str, Any]:
     return header
 
 
-def load_editor(path: str | Path, backbone: Backbone, *, map_location: str | torch.device | None = None) -> Editor:
+def _read_index(path: Path) -> dict[str, Any]:
+    """An index whose parts all lie beside it."""
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        parts = sorted(set(index["weight_map"].values()))
+        index["metadata"].get(_HEADER)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IveditError(f"{path} is not an index of safetensors files: {error}") from error
+    if outside := [part for part in parts if Path(part).name != part]:
+        raise IveditError(f"{path} names {outside[0]!r}, which does not lie beside it")
+    if missing := [part for part in parts if not (path.parent / part).is_file()]:
+        raise IveditError(f"{path.parent} is incomplete: {', '.join(missing)} is missing; fetch or export it again")
+    return index
+
+
+def read_editor_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """All weights of an editor file, or of an index and its parts, on the CPU in their stored type.
+
+    Raises:
+        IveditError: a part that is missing or no safetensors file.
+    """
+    path = Path(path)
+    files = [path]
+    if path.name.endswith(INDEX_END):
+        files = [path.parent / name for name in sorted(set(_read_index(path)["weight_map"].values()))]
+    tensors: dict[str, torch.Tensor] = {}
+    for part in files:
+        try:
+            with safe_open(part, framework="pt") as file:
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        except SafetensorError as error:
+            raise IveditError(f"{part} is not a safetensors file: {error}") from error
+    return tensors
+
+
+def load_editor(
+    path: str | Path, backbone: Backbone, *, map_location: str | torch.device | None = None,
+    refuse_other_weights: bool = False,
+) -> Editor:  # fmt: skip
     """Build the editor a file describes and fill in its weights (float32).
 
     Args:
-        path: a file, a run folder or `shipped`, as `resolve_editor_file` takes.
-        backbone: must have the shapes the editor was trained on; another fingerprint is warned about.
+        path: a file, a run folder, an exported folder, a hub name or `shipped`, as `resolve_editor_file` takes.
+        backbone: must have the shapes the editor was trained on.
         map_location: device; None: the backbone's.
+        refuse_other_weights: whether another fingerprint is an error; otherwise it is warned about.
 
     Raises:
-        IveditError: not an editor file, a backbone of other shapes, or weights that do not fit.
+        IveditError: not an editor file, a backbone of other shapes (or weights), or weights that do not fit.
     """
     path = resolve_editor_file(path)
     header = read_editor_header(path)
     mine, theirs = backbone.spec.shapes(), header["shapes"]
     differing = [f"{key} {theirs.get(key)} (here {mine[key]})" for key in mine if theirs.get(key) != mine[key]]
+    trained_on = _trained_on(header)
     if differing:
-        raise IveditError(f"{path} was trained on a backbone of other shapes: " + ", ".join(differing))
-    if header["fingerprint"] is not None and header["fingerprint"] != backbone.fingerprint():
-        warnings.warn(
-            f"{path} was trained on a backbone with other weights (fingerprint {header['fingerprint'][:12]}, here "
-            f"{backbone.fingerprint()[:12]}); results may be poor",
-            stacklevel=2,
+        raise IveditError(
+            f"{path} was trained on a backbone of other shapes{trained_on}: {', '.join(differing)}. Load that backbone"
         )
+    if header["fingerprint"] is not None and header["fingerprint"] != backbone.fingerprint():
+        other = (
+            f"{path} was trained on a backbone with other weights{trained_on} (fingerprint "
+            f"{header['fingerprint'][:12]}, here {backbone.fingerprint()[:12]})"
+        )
+        if refuse_other_weights:
+            raise IveditError(
+                f"{other}. Load that backbone, or say any_weights=True (--any-weights) to try it on this one"
+            )
+        warnings.warn(f"{other}; results may be poor", stacklevel=2)
     editor = build_editor(header["config"], backbone)
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dict)
+    tensors = {name: tensor.float() for name, tensor in read_editor_weights(path).items()}
     own = editor.state_dict()
     wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
     wrong += [name for name in tensors if name not in own]
@@ -118,20 +207,7 @@ def load_editor(path: str | Path, backbone: Backbone, *, map_location: str | tor
     return editor.to(map_location if map_location is not None else backbone.device)
 
 
-def resolve_editor_file(reference: str | Path) -> Path:
-    """The safetensors file meant by a file, a run folder, or `shipped` (the editor that comes with the package).
-
-    Raises:
-        IveditError: there is none.
-    """
-    if str(reference) == "shipped":
-        path = Path(__file__).resolve().parent.parent / "assets" / "editor-sprites.safetensors"
-    else:
-        path = Path(reference).expanduser()
-        if path.is_dir():
-            path = path / "checkpoints" / "editor.safetensors"
-    if not path.is_file():
-        raise IveditError(
-            f"no trained editor at {path}; give a .safetensors file, the folder of a finished run, or `shipped`"
-        )
-    return path
+def _trained_on(header: Mapping[str, Any]) -> str:
+    """", NAME", where the header tells it."""
+    name = ((header["extra"].get("config") or {}).get("backbone") or {}).get("path")
+    return f", {name}" if name else ""

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ivedit.errors import IveditError
+from ivedit.filetypes import PICTURES
 from ivedit.media import VideoReader, read_image
 
 __all__ = ["PICTURES", "VIDEOS", "ClipFacts", "clip_facts", "fit_clip", "is_media", "read_clip", "read_mask"]
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
