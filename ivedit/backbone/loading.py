@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ivedit.backbone.folders import missing_weights, resolve_folder
 from ivedit.backbone.spec import check_transformer_config, vae_factors
+from ivedit.backbone.weights import keep_dtype, read_transformer
 from ivedit.errors import IveditError
 from ivedit.quiet import no_library_bars
 
@@ -54,16 +56,6 @@ def storage_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return known[dtype]
 
 
-def keep_dtype(transformer: Any, dtype: torch.dtype) -> None:
-    """Cast a transformer in place, keeping float32 where Wan keeps it (only `from_pretrained` does that itself)."""
-    keep = tuple(getattr(transformer, "_keep_in_fp32_modules", None) or ())
-    tensors = [*transformer.named_parameters(), *transformer.named_buffers()]
-    for name, tensor in tensors:
-        if tensor.is_floating_point():
-            kept = any(part in name for part in keep)
-            tensor.data = tensor.data.to(torch.float32 if kept else dtype)
-
-
 def align(module: nn.Module) -> None:
     """Copy weights that do not start at a multiple of 64 bytes, in place.
 
@@ -73,44 +65,6 @@ def align(module: nn.Module) -> None:
     for weight in module.parameters():
         if weight.data_ptr() % 64:
             weight.data = weight.data.clone()
-
-
-def resolve_folder(path: str | Path, components: Sequence[str]) -> Path:
-    """Local folder of a pipeline: the shipped one, an existing folder, or a download from the hub.
-
-    Raises:
-        IveditError: neither a folder with model_index.json nor a hub name that can be fetched.
-    """
-    if str(path) == "wan-sprites":
-        folder = Path(__file__).resolve().parent.parent / "assets" / "wan-sprites"
-        if not (folder / "model_index.json").is_file():
-            raise IveditError("backbone.path: wan-sprites is not in this installation; install the package again")
-        return folder
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise IveditError(
-                f"backbone.path: {folder} has no model_index.json; give the folder of a diffusers pipeline "
-                "(the one above transformer/ and vae/)"
-            )
-        return folder
-    if str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
-        raise IveditError(
-            f"backbone.path: {path} is neither a folder nor a hub name such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-        )
-    from huggingface_hub import snapshot_download
-
-    patterns = ["model_index.json", "ivedit.json", "scheduler/*.json", "vae/config.json", "transformer/config.json"]
-    for part in components:
-        patterns += [f"{part}/*.json", f"{part}/*.safetensors"]
-    if "text_encoder" in components:
-        patterns += ["tokenizer/*.json", "tokenizer/*.model", "tokenizer/*.txt"]
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=patterns))
-    except Exception as error:  # the hub client raises many types for "no such name", "no network", "no access"
-        raise IveditError(
-            f"backbone.path: {path} is no local folder and could not be fetched from the hub: {error}"
-        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -152,6 +106,10 @@ def _check_index(folder: Path, index: dict[str, Any], components: Sequence[str])
 def _require_safetensors(folder: Path, part: str) -> None:
     if not any((folder / part).glob("*.safetensors")):
         raise IveditError(f"{folder}/{part} holds no .safetensors weights; pickled weights are not loaded")
+    missing = missing_weights(folder, part)
+    if missing:
+        more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
+        raise IveditError(f"{folder} is incomplete: {', '.join(missing[:2])}{more} is missing; fetch it again")
 
 
 def read_parts(
@@ -160,14 +118,16 @@ def read_parts(
     dtype: torch.dtype,
     components: Sequence[str] = COMPONENTS,
     text_length: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> Parts:
-    """Read the asked components onto the CPU.
+    """Read the asked components: the transformer to the device, tensor by tensor, the smaller others onto the CPU.
 
     Args:
         path: folder, hub name or `wan-sprites`.
         dtype: storage type of transformer and text encoder (what Wan keeps in float32 stays so; the VAE is float32).
         components: any of transformer, vae, text_encoder (which brings its tokenizer).
         text_length: overrides the folder's own.
+        device: of the transformer. On a CPU its weights are mapped from the files where their type allows it.
 
     Raises:
         IveditError: anything that `spec.check_transformer_config` or the checks here refuse, by name.
@@ -205,7 +165,11 @@ def read_parts(
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, subfolder="tokenizer", local_files_only=True, trust_remote_code=False
             )
-        transformer, vae = diffusers_part("transformer", dtype), diffusers_part("vae", torch.float32)
+        vae = diffusers_part("vae", torch.float32)
+        if "transformer" in components and torch.device(device).type != "cpu":
+            transformer = read_transformer(folder, transformer_config, dtype, torch.device(device))
+        else:
+            transformer = diffusers_part("transformer", dtype)
     for module in (transformer, vae, text_encoder):
         if module is not None:
             align(module)

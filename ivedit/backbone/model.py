@@ -30,8 +30,8 @@ from ivedit.backbone.compiled import compiled
 from ivedit.backbone.encoding import decode_pixels, encode_latents, encode_texts
 from ivedit.backbone.identity import weights_digest
 from ivedit.backbone.loading import COMPONENTS, WAN_TEXT_LENGTH, keep_dtype, read_parts, storage_dtype
-from ivedit.backbone.parts import Origin
 from ivedit.backbone.offload import Offload
+from ivedit.backbone.parts import Origin
 from ivedit.backbone.spec import BackboneSpec, Grid, check_transformer_config, flow_shift, vae_factors
 from ivedit.data.text import TextStates
 from ivedit.errors import IveditError
@@ -446,7 +446,7 @@ class Backbone(nn.Module):
         weights = (
             (f"{part}.{name}", weight)
             for part in parts
-            for name, weight in sorted(self._need(part).named_parameters())
+            for name, weight in sorted(self._have(part).named_parameters())
         )
         digest = weights_digest(weights, exact=exact)
         if plain:

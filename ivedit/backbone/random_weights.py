@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ivedit.backbone.loading import COMPONENTS, keep_dtype, storage_dtype
+from ivedit.backbone.loading import COMPONENTS, storage_dtype
 from ivedit.backbone.model import Backbone
 from ivedit.backbone.published import published, published_config
+from ivedit.backbone.weights import allocate
 from ivedit.errors import IveditError
 
 __all__ = ["random_backbone"]
@@ -87,31 +88,10 @@ def random_backbone(
 
 def _built(part: str, config: dict[str, Any], dtype: torch.dtype, device: torch.device, seed: int) -> Any:
     """One part with random weights, made on ``device``."""
-    with torch.device("meta"):
-        model = _empty(part, config)
-    keep_dtype(model, dtype)
-    model = model.to_empty(device=device)
-    if part == "transformer":  # its tables are buffers that the constructor computes
-        with torch.device("cpu"):
-            model.rope = type(model.rope)(
-                config["attention_head_dim"], tuple(config["patch_size"]), config["rope_max_seq_len"]
-            ).to(device)
-    if part == "text_encoder":
-        model.tie_weights()  # allocating has given the embedding and its second name a tensor each
+    model = allocate(part, config, dtype, device)
     if device.type != "meta":
         _fill(model, torch.Generator(device).manual_seed(seed))
-    return model.eval()
-
-
-def _empty(part: str, config: dict[str, Any]) -> Any:
-    if part == "text_encoder":
-        from transformers import UMT5Config, UMT5EncoderModel
-
-        return UMT5EncoderModel(UMT5Config(**config))
-    import diffusers
-
-    cls = {"transformer": diffusers.WanTransformer3DModel, "vae": diffusers.AutoencoderKLWan}[part]
-    return cls.from_config(config)
+    return model
 
 
 @torch.no_grad()
