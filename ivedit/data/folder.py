@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ivedit.config import Config
 from ivedit.data import images
+from ivedit.data.place import Place, state_of
 from ivedit.data.record import BadRecord, PairReader, PairRecord, PairTexts, as_float, register_reader
 from ivedit.data.table import TableRow, read_table
 from ivedit.errors import ConfigError
@@ -100,12 +101,12 @@ class FolderReader(PairReader):
     def texts(self, indices: Sequence[int]) -> list[PairTexts]:
         return [self.rows[i].texts for i in indices]
 
-    def _name(self, row: TableRow, path: Path | None, what: str) -> str:
+    def _name(self, row: TableRow, path: Any, what: str) -> str:
         return f"{row.texts.id} ({path.relative_to(self.root) if path else what})"
 
     def _open(self, row: TableRow, what: str, size: tuple[int, int]) -> Image.Image:
         """One of a pair's images, to be scaled to `size` (height, width)."""
-        path = {"source": row.source, "target": row.target, "mask": row.mask}[what]
+        path = getattr(row, what)
         name = self._name(row, path, what)
         if path is None:
             raise BadRecord(name, f"the table names no {what} image")
@@ -140,7 +141,7 @@ class FolderReader(PairReader):
 
     def sizes(self, indices: Sequence[int]) -> list[tuple[int, int] | None]:
         files = [self.rows[i].source for i in indices]
-        return [None if file is None else images.image_size(file) for file in files]
+        return [images.image_size(file) if isinstance(file, Path) else None for file in files]
 
     def load(self, index: int) -> PairRecord:
         row = self.rows[index]
@@ -175,16 +176,8 @@ class FolderReader(PairReader):
         return f"{images.TRANSFORM} {height}x{width} {self.unequal_size} pillow {pillow_version}"
 
 
-def _state(path: Path | None) -> str:
-    """What changes when a file's bytes change. The change time, which no program can set back, guards against tools
-    that keep the modification time; copying a folder therefore costs one new encoding, never a stale one."""
-    if path is None:
-        return "none"
-    try:
-        stat = path.stat()
-    except OSError:
-        return f"{path} missing"
-    return f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+def _state(path: Place | None) -> str:
+    return state_of(path) if isinstance(path, Path) else "none"
 
 
 @register_reader("folder")

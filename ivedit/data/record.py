@@ -249,6 +249,6 @@ def build_reader(cfg: Config, split: str, *, device: Any = "cpu") -> PairReader:
     Raises:
         ConfigError: no such reader, or it cannot work with this configuration.
     """
-    from ivedit.data import folder, sprites  # noqa: F401  (they register themselves)
+    from ivedit.data import folder, sets, sprites  # noqa: F401  (they register themselves)
 
     return readers.get(cfg.data.reader)(cfg, split, device=device)

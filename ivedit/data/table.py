@@ -8,15 +8,16 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ivedit.data.place import Place
 from ivedit.data.record import PairTexts
 from ivedit.errors import ConfigError, or_nearest
 
-__all__ = ["TableRow", "inside", "read_table", "some"]
+__all__ = ["TableRow", "as_instructions", "as_text", "column_names", "inside", "read_table", "refuse_rows", "some"]
 
 REQUIRED = ("source", "target", "instruction")
 OPTIONAL = ("id", "source_caption", "target_caption", "mask", "operation", "split", "group")
@@ -25,17 +26,22 @@ _SHOWN = 5  # names in one error message
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row of the table; paths are resolved and lie inside the folder (None: the cell was empty)."""
+    """One pair; paths are resolved and lie inside the folder (None: the cell was empty)."""
 
     texts: PairTexts
-    source: Path | None
-    target: Path | None
-    mask: Path | None
+    source: Place | None
+    target: Place | None
+    mask: Place | None
     group: str  # rows with the same group (source image) are never divided between training and validation
     split: str | None
 
 
-def read_table(folder: Path, table: str, columns: dict[str, str]) -> list[TableRow]:
+def read_table(
+    folder: Path,
+    table: str,
+    columns: dict[str, str],
+    keep: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] | None = None,
+) -> list[TableRow]:
     """Read and check the table of a folder of pairs.
 
     Args:
@@ -43,6 +49,7 @@ def read_table(folder: Path, table: str, columns: dict[str, str]) -> list[TableR
         table: CSV or JSONL file, relative to `folder`.
         columns: Column of the table for each field of a pair; fields left out are looked for under their own name.
             An instruction may be a list (a JSON list in a CSV cell): one is drawn per epoch.
+        keep: Leaves some of the rows (column -> value) out.
 
     Raises:
         ConfigError: no such folder or table, unknown fields, missing columns, repeated ids, or paths that lead out
@@ -59,7 +66,9 @@ def read_table(folder: Path, table: str, columns: dict[str, str]) -> list[TableR
     rows = _read_csv(path) if path.suffix.lower() == ".csv" else _read_jsonl(path)
     if not rows:
         raise ConfigError(f"data.table: {table!r} has no rows")
-    names = _column_names(rows, columns, table)
+    names = column_names(dict.fromkeys(name for row in rows for name in row), columns, table)
+    if keep is not None:
+        rows = keep(rows)
     return _checked(root, [{field: row.get(column) for field, column in names.items()} for row in rows], table)
 
 
@@ -118,10 +127,14 @@ def _rows(load: Any, path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"data.table: {path.name!r} cannot be read: {first}") from problem
 
 
-def _column_names(rows: list[dict[str, Any]], columns: dict[str, str], table: str) -> dict[str, str]:
-    """Field -> column for every field that the table has."""
+def column_names(there: Iterable[str], columns: dict[str, str], table: str) -> dict[str, str]:
+    """Field -> column for every field that a table with the columns `there` has.
+
+    Raises:
+        ConfigError: unknown fields, columns that are named but missing, required fields without one; all at once.
+    """
     known = (*REQUIRED, *OPTIONAL)
-    there = list(dict.fromkeys(name for row in rows for name in row))
+    there = list(there)
     problems = [f"data.columns: {field!r} is no field of a pair: {or_nearest(field, known)}"
                 for field in columns if field not in known]
     names: dict[str, str] = {}
@@ -143,32 +156,42 @@ def _checked(root: Path, rows: list[dict[str, Any]], table: str) -> list[TableRo
     escaping: list[str] = []
     result: list[TableRow] = []
     for number, row in enumerate(rows):
-        name = _text(row.get("id")) or f"row-{number:06d}"
+        name = as_text(row.get("id")) or f"row-{number:06d}"
         paths: dict[str, Path | None] = {}
         for field in ("source", "target", "mask"):
-            value = _text(row.get(field))
+            value = as_text(row.get(field))
             path = None if value is None else inside(root, value)
             if value is not None and path is None:
                 escaping.append(f"{name}: {value!r}")
             paths[field] = path
         words = PairTexts(
             id=name,
-            instructions=_instructions(row.get("instruction")),
-            source_caption=_text(row.get("source_caption")),
-            target_caption=_text(row.get("target_caption")),
-            operation=_text(row.get("operation")),
+            instructions=as_instructions(row.get("instruction")),
+            source_caption=as_text(row.get("source_caption")),
+            target_caption=as_text(row.get("target_caption")),
+            operation=as_text(row.get("operation")),
         )
-        group = _text(row.get("source")) or name
-        result.append(TableRow(words, paths["source"], paths["target"], paths["mask"], group, _text(row.get("split"))))
+        group = as_text(row.get("group")) or as_text(row.get("source")) or name
+        split = as_text(row.get("split"))
+        result.append(TableRow(words, paths["source"], paths["target"], paths["mask"], group, split))
+    refuse_rows(table, escaping, [row.texts.id for row in result])
+    return result
+
+
+def refuse_rows(table: str, escaping: Sequence[str], ids: Iterable[str]) -> None:
+    """One error for paths that lead out of the folder and for ids that come twice, if there are any.
+
+    Raises:
+        ConfigError: there are.
+    """
     problems: list[str] = []
     if escaping:
         problems.append(f"data.table: {table!r} has paths that lead out of data.path: {some(escaping)}")
-    repeated = [name for name, count in Counter(row.texts.id for row in result).items() if count > 1]
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
     if repeated:
         problems.append(f"data.table: {table!r} repeats the id {some(repeated)}; ids must be unique")
     if problems:
         raise ConfigError(problems)
-    return result
 
 
 def inside(root: Path, value: str) -> Path | None:
@@ -180,12 +203,15 @@ def inside(root: Path, value: str) -> Path | None:
     return path if path.is_relative_to(root) else None
 
 
-def _text(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
+    """A cell as text; None for an empty one."""
     return None if value is None or str(value).strip() == "" else str(value).strip()
 
 
-def _instructions(value: Any) -> tuple[str, ...]:
-    """All alternatives in a cell: a list, a JSON list as text, or one text."""
+def as_instructions(value: Any) -> tuple[str, ...]:
+    """All alternatives in a cell: a list, a JSON list as text, the values of a mapping, or one text."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             parsed = json.loads(value)

@@ -13,7 +13,7 @@ def test_variants():
 
 
 def test_readers():
-    from ivedit.data import folder, sprites  # noqa: F401  (they register themselves)
+    from ivedit.data import folder, sets, sprites  # noqa: F401  (they register themselves)
     from ivedit.data.record import readers
 
     shipped = [name for name in readers.names() if readers.get(name).__module__.startswith("ivedit.")]
@@ -60,3 +60,9 @@ def test_backbones():
     from ivedit.backbone.published import published_names
 
     assert list(check.BACKBONES) == ["wan-sprites", *published_names()]
+
+
+def test_presets():
+    from ivedit.data.preset import FOLDER
+
+    assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == sorted(check.PRESETS)
