@@ -74,9 +74,9 @@ class Buckets:
     def stand_ins(self, good: np.ndarray) -> Ints:
         """(n,) for each pair itself if `good` (n,) bool, else the next good one of its bucket, cyclically.
 
-        In a bucket without any good pair each stands for itself.
+        -1 in a bucket without any good pair.
         """
-        found = np.arange(len(good), dtype=np.int64)
+        found = np.full(len(good), -1, dtype=np.int64)
         for members in self.members:
             kept = np.flatnonzero(good[members])
             if len(kept):
@@ -151,13 +151,14 @@ def pair_sizes(reader: PairReader, folder: Path | None, *, show: bool = True) ->
         )
     shards = None if folder is None else Shards(folder / "sizes")
     keys = [entry_key("size", key) for key in reader.keys(range(len(reader)))]
-    known = {} if shards is None else {index: shards.place(key) for index, key in enumerate(keys) if key in shards}
-    stored = {number: shards.read(number, "sizes").tolist() for number in {n for n, _ in known.values()}}
     found: list[Size | None] = [None] * len(keys)
-    for index, (number, row) in known.items():
-        height, width = stored[number][row]
-        found[index] = (height, width)
-    missing = [index for index in range(len(keys)) if index not in known]
+    if shards is not None:
+        known = {index: shards.place(key) for index, key in enumerate(keys) if key in shards}
+        stored = {number: shards.read(number, "sizes").tolist() for number in {number for number, _ in known.values()}}
+        for index, (number, row) in known.items():
+            height, width = stored[number][row]
+            found[index] = (height, width)
+    missing = [index for index, size in enumerate(found) if size is None]
     with Progress("reading picture sizes", len(missing), show=show) as progress:
         for start in range(0, len(missing), _HEADERS):
             chunk = missing[start : start + _HEADERS]

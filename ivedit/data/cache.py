@@ -95,7 +95,7 @@ class MemoryLatents:
         self._shape_of = np.array([numbers[self._places[key][0]] for key in keys], dtype=np.int64)
         self._row_of = np.empty(len(keys), dtype=np.int64)
         for shape, number in numbers.items():
-            mine = np.flatnonzero(self._shape_of == number)
+            mine = np.flatnonzero(self._shape_of == number).tolist()
             order = torch.tensor([self._places[keys[i]][1] for i in mine], dtype=torch.long, device=home)
             everything = torch.cat([part.to(home) for part in self._parts[shape]])
             self._parts[shape] = []  # a copy less at any time

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ivedit.config import Config
+from ivedit.config.buckets import size_name
 from ivedit.data.buckets import Buckets
 from ivedit.data.cache import (
     DiskLatents,
@@ -25,15 +28,18 @@ from ivedit.data.cache import (
 from ivedit.data.pixels import BadShare, read_ahead, read_chunks
 from ivedit.data.progress import Progress
 from ivedit.data.record import PairReader, PixelBatch
-from ivedit.data.shards import Shards, entry_key
+from ivedit.data.shards import Shards, cache_folder, entry_key, text_key
 from ivedit.data.text import TextStates
 from ivedit.data.words import Words
 from ivedit.errors import IveditError
 
 __all__ = ["Filler", "Split"]
 
+log = logging.getLogger(__name__)
+
 # Pixels of the sources read and encoded at once; the targets are as many. Few on a CPU, so that the progress bar moves.
 _CHUNK_PIXELS = {"cpu": 2**18, "cuda": 2**21}
+_WORTH_SAYING = 10**8  # bytes
 
 
 @dataclass
@@ -116,12 +122,12 @@ class Filler:
     def _stores(self) -> tuple[LatentStore, Callable[[], TextStore]]:
         if self.cfg.data.cache == "memory":
             return MemoryLatents(), MemoryTexts
-        folder = Path(self.cfg.data.cache_dir) / entry_key(self.fingerprint)[:16]
+        folder = cache_folder(self.cfg.data.cache_dir, self.fingerprint)
         return DiskLatents(Shards(folder / "latents")), lambda: DiskTexts(Shards(folder / "texts"))
 
     def _texts(self, name: str, split: Split, store: TextStore) -> TextStore:
         unique = split.words.unique
-        keys = [entry_key("text", self.fingerprint, str(self.length), text) for text in unique]
+        keys = [text_key(self.fingerprint, self.length, text) for text in unique]
         missing = sum(key not in store for key in keys)
         with Progress(f"encoding {name} texts", missing, show=self.rank == 0) as progress:
             encode_missing_texts(
@@ -151,6 +157,13 @@ class Filler:
         if not good.any():
             raise IveditError(f"none of the {len(reader)} {name} pairs can be read")
         split.usable = split.buckets.stand_ins(good)
+        group = self.world * (self.cfg.train.batch_size if name == "train" else 1)
+        for size, members in zip(split.buckets.sizes, split.buckets.members, strict=True):
+            if len(members) >= group and not good[members].any():
+                raise IveditError(
+                    f"none of the {len(members)} {name} pairs of size {size_name(size)} can be read: mend or remove "
+                    "them, or leave that size out of data.buckets"
+                )
         return keys
 
     def _encode_pairs(
@@ -161,11 +174,33 @@ class Filler:
             pixels = read_chunks(split.reader, chunks, workers=self.cfg.data.workers)
             if self.cfg.data.workers == 0 and split.reader.parallel and len(chunks) > 1:
                 pixels = read_ahead(pixels)  # the next files are decoded while these are encoded
+            announced = False
             for batch, chunk in zip(pixels, chunks, strict=True):
                 split.guard.note(chunk, batch.bad)
                 if batch.indices:
-                    self._encode_pixel_batch(batch, split, store, keys)
+                    per_pixel = self._encode_pixel_batch(batch, split, store, keys)
+                    if not announced:
+                        self._announce(name, split, indices, per_pixel * len(keys), store)
+                        announced = True
                 progress.advance(len(chunk))
+
+    def _announce(self, name: str, split: Split, indices: list[int], per_pixel: float, store: LatentStore) -> None:
+        """Say early what the latents of these pairs will take: it may be hours before a disk is full."""
+        numbers, counts = np.unique(split.buckets.of[indices], return_counts=True)
+        pixels = sum(int(n) * math.prod(split.buckets.sizes[i]) for i, n in zip(numbers, counts, strict=True))
+        size = per_pixel * pixels
+        if size < _WORTH_SAYING or self.rank:
+            return
+        if not isinstance(store, DiskLatents):
+            log.info("latents of %d %s pairs will take %.1f GB of memory", len(indices), name, size / 1e9)
+            return
+        folder = store.shards.folder
+        free = shutil.disk_usage(folder).free
+        say = log.warning if free < size else log.info
+        say(
+            "latents of %d %s pairs will take %.1f GB in %s, which has %.1f GB free",
+            len(indices), name, size / 1e9, folder, free / 1e9,
+        )  # fmt: skip
 
     def _chunks(self, split: Split, indices: list[int]) -> list[list[int]]:
         """`indices` cut into lists of one bucket that are read and encoded at once."""
@@ -181,13 +216,15 @@ class Filler:
 
     def _encode_pixel_batch(
         self, batch: PixelBatch, split: Split, store: LatentStore, keys: list[list[str]]
-    ) -> None:
+    ) -> float:
+        """Encode and keep some pairs; returns bytes kept per pixel of a source and variant (the target's included)."""
         ids = [split.words.ids[i] for i in batch.indices]
         both = torch.cat([batch.source, batch.target])
         for mirror, group in enumerate(keys):
             latents = self.encode_images(both.flip(-1) if mirror else both, ids)
             names = [group[i] for i in batch.indices]
             store.add([_source(key) for key in names] + [_target(key) for key in names], latents)
+        return 2 * 4 * latents[0].numel() / (both.shape[-2] * both.shape[-1])
 
 
 def _source(key: str) -> str:

@@ -1,8 +1,13 @@
-"""A progress bar that shows only when something takes long, and a line in the log about what was done."""
+"""A progress bar that shows only when something takes long, and lines in the log about what was done.
+
+Where there is no terminal to draw on (a batch job), a line now and then says how far it is, how fast and how long
+it will still take.
+"""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -15,6 +20,7 @@ __all__ = ["Progress"]
 log = logging.getLogger(__name__)
 
 _PATIENCE = 2.0  # seconds of work before a bar appears
+_LINE_EVERY = 30.0  # seconds between lines where no bar can be drawn
 
 
 class Progress:
@@ -32,6 +38,7 @@ class Progress:
         self.show = show
         self.done = 0
         self._started = time.monotonic()
+        self._said = self._started
         self._bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> Progress:
@@ -40,12 +47,20 @@ class Progress:
     def advance(self, count: int) -> None:
         """`count` more are done."""
         self.done += count
-        if self._bar is None and self.show and time.monotonic() - self._started > _PATIENCE:
+        now = time.monotonic()
+        if self._bar is None and self.show and now - self._started > _PATIENCE and sys.stderr.isatty():
             self._bar = _make_bar()
             self._bar.start()
-            self._bar.add_task(self.what, total=self.total)
+            self._bar.add_task(self.what, total=self.total, rate="")
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self.done)
+            self._bar.update(self._bar.task_ids[0], completed=self.done, rate=self._rate(now))
+        elif self.show and now - self._said > _LINE_EVERY and self.done < self.total:
+            self._said = now
+            left = (self.total - self.done) * (now - self._started) / self.done
+            log.info("%s: %d of %d, %s, %s left", self.what, self.done, self.total, self._rate(now), _duration(left))
+
+    def _rate(self, now: float) -> str:
+        return f"{self.done / max(now - self._started, 1e-9):.3g} {self.what.split()[-1]}/s"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -53,7 +68,14 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         if self.done:
-            log.info("%s: %d in %.1f s", self.what, self.done, time.monotonic() - self._started)
+            now = time.monotonic()
+            log.info("%s: %d in %.1f s (%s)", self.what, self.done, now - self._started, self._rate(now))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _make_bar() -> rich.progress.Progress:
@@ -61,6 +83,7 @@ def _make_bar() -> rich.progress.Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
         console=Console(stderr=True), transient=True,
     )
