@@ -60,7 +60,8 @@ class Progress:
             log.info("%s: %d of %d, %s, %s left", self.what, self.done, self.total, self._rate(now), _duration(left))
 
     def _rate(self, now: float) -> str:
-        return f"{self.done / max(now - self._started, 1e-9):.3g} {self.what.split()[-1]}/s"
+        rate = self.done / max(now - self._started, 1e-9)
+        return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
