@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ivedit.errors import IveditError
 
-__all__ = ["Shards", "entry_key"]
+__all__ = ["Shards", "cache_folder", "entry_key", "text_key"]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,16 @@ def entry_key(*parts: str) -> str:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()
+
+
+def cache_folder(cache_dir: str | Path, fingerprint: str) -> Path:
+    """Where `data.cache_dir` keeps what the encoders with this fingerprint have made."""
+    return Path(cache_dir) / entry_key(fingerprint)[:16]
+
+
+def text_key(fingerprint: str, length: int, text: str) -> str:
+    """Key of a text's states, padded or cut to ``length`` tokens."""
+    return entry_key("text", fingerprint, str(length), text)
 
 
 class Shards:

@@ -2,7 +2,7 @@
 
 from ivedit.editor import predict_update, side_by_side, single_attention, tuned_attention  # noqa: F401  (registers)
 from ivedit.editor.base import Editor, parameter_count
-from ivedit.editor.build import build_editor, editor_config
+from ivedit.editor.build import build_editor, count_weights, editor_config
 from ivedit.editor.context import EditText, GateRecord, SourceContext
 from ivedit.editor.export import (
     load_editor,
@@ -21,6 +21,7 @@ __all__ = [
     "GateRecord",
     "SourceContext",
     "build_editor",
+    "count_weights",
     "editor_config",
     "is_hub_name",
     "load_editor",

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ivedit.backbone import Backbone
+from ivedit.backbone import Backbone, BackboneSpec
 from ivedit.config.schema import EditorConfig
 from ivedit.editor.base import Editor
 from ivedit.editor.registry import VARIANTS
 from ivedit.errors import ConfigError, or_nearest
 
-__all__ = ["build_editor", "editor_config"]
+__all__ = ["build_editor", "count_weights", "editor_config"]
 
 
 def editor_config(config: Any) -> dict[str, Any]:
@@ -53,3 +53,13 @@ def build_editor(config: Any, backbone: Backbone, *, seed: int = 0) -> Editor:
         torch.manual_seed(seed)
         editor = variant(resolved, backbone)
     return editor.to(backbone.device)
+
+
+def count_weights(config: Any, spec: BackboneSpec) -> int:
+    """Trained weights of the editor that `build_editor` would make; needs the backbone's shapes only.
+
+    Raises:
+        ConfigError: as `build_editor`.
+    """
+    resolved = editor_config(config)
+    return VARIANTS.get(resolved["variant"]).expected_parameters(resolved, spec)
