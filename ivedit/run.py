@@ -223,10 +223,12 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
     _limit_threads(cfg)
     log.info("loading %s ...", cfg.backbone.path)
     from ivedit.backbone import Backbone
+    from ivedit.backbone.parts import bring
     from ivedit.data.datamodule import PairDataModule
-    from ivedit.editor import build_editor, load_editor, resolve_editor_file
+    from ivedit.editor import build_editor, count_weights, load_editor, resolve_editor_file
     from ivedit.evaluation import evaluate
-    from ivedit.training import train
+    from ivedit.training import prepare_pairs, train
+    from ivedit.training.encoders import ENCODERS, Encoders
 
     device = _device(cfg)
     backbone = Backbone.load(
@@ -234,15 +236,27 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
         dtype=cfg.backbone.dtype,
         device=device,
         text_length=cfg.text.length,
+        components=(),
         gradient_checkpointing=cfg.backbone.gradient_checkpointing,
     )
+    # What can be refused is refused before an hour of encoding.
+    if cfg.init_from:
+        resolve_editor_file(cfg.init_from)
+    else:
+        count_weights(cfg.editor, backbone.spec)
+    encoders = Encoders(cfg, backbone)
+    pairs = PairDataModule(
+        cfg, encoders.encode_pixels, encoders.encode_text, encoders.fingerprint,
+        device=device, multiple=backbone.spec.size_multiple,
+    )  # fmt: skip
+    prepare_pairs(cfg, pairs)
+    encoders.release()
+    # Ranks that share one copy cut it from the host's: each of them takes its part to its GPU.
+    bring(backbone, "transformer", device="cpu" if cfg.train.strategy == "fsdp" else device)
     if cfg.init_from:
         editor = load_editor(resolve_editor_file(cfg.init_from), backbone, map_location=device)
     else:
         editor = build_editor(cfg.editor, backbone, seed=cfg.seed)
-    pairs = PairDataModule(
-        cfg, backbone.encode_pixels, backbone.encode_text, backbone.fingerprint(), multiple=backbone.spec.size_multiple
-    )
     _announce(cfg, editor, device)
     outcome = train(cfg, backbone, editor, pairs, run, tracker)
     if outcome.stopped_early:
@@ -251,6 +265,7 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
         return
     log.info("trained %d steps in %.0f s; trained modules: %s", outcome.steps, outcome.seconds, outcome.editor_file)
     if cfg.evaluation.enabled:
+        bring(backbone, *ENCODERS)
         rows = {cfg.name: load_editor(outcome.editor_file, backbone, map_location=device)}
         for row, place in cfg.evaluation.editors.items():
             rows[row] = load_editor(resolve_editor_file(place), backbone, map_location=device)

@@ -6,13 +6,10 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-import torch
 
 from ivedit.backbone import Backbone
 from ivedit.editor import Editor, parameter_count
@@ -22,7 +19,7 @@ from ivedit.training.loader import RunLoader
 from ivedit.training.module import EditModule
 from ivedit.training.trainer import build_trainer, fit
 
-__all__ = ["TrainOutcome", "total_steps", "train"]
+__all__ = ["TrainOutcome", "prepare_pairs", "total_steps", "train"]
 
 logger = logging.getLogger("ivedit.training")
 
@@ -64,6 +61,15 @@ def total_steps(cfg: Any, batches_per_epoch: int) -> int:
     return int(steps)
 
 
+def prepare_pairs(cfg: Any, datamodule: Any) -> None:
+    """Make the readers and fill the cache; all that needs the encoders. A second call does nothing.
+
+    Which pairs are whose must be known before the number of steps, and that before the trainer.
+    """
+    datamodule.trainer = SimpleNamespace(global_rank=_rank(cfg), world_size=cfg.train.devices * cfg.train.nodes)
+    datamodule.setup("fit")
+
+
 def train(cfg: Any, backbone: Backbone, editor: Editor, datamodule: Any, run: Any, tracker: Any) -> TrainOutcome:
     """Train ``editor``, from ``run``'s last checkpoint when there is one; afterwards it holds the averaged weights.
 
@@ -80,9 +86,7 @@ def train(cfg: Any, backbone: Backbone, editor: Editor, datamodule: Any, run: An
         IveditError: The checkpoint is of another run, the loss is no longer finite, a frozen weight changed.
     """
     started = time.monotonic()
-    # Which pairs are whose must be known before the number of steps, and that before the trainer.
-    datamodule.trainer = SimpleNamespace(global_rank=_rank(cfg), world_size=cfg.train.devices * cfg.train.nodes)
-    datamodule.setup("fit")
+    prepare_pairs(cfg, datamodule)
     steps = total_steps(cfg, datamodule.batches_per_epoch)
     module = EditModule(backbone, editor, cfg, max_steps=max(steps, 1), validation=datamodule.val_dataloader)
     trainer = build_trainer(cfg, run, tracker, max_steps=steps)
@@ -95,8 +99,7 @@ def train(cfg: Any, backbone: Backbone, editor: Editor, datamodule: Any, run: An
             yield from datamodule.train_dataloader()  # the rest of its epoch; the position moves on to the next
 
     before = backbone.fingerprint(exact=True)
-    with _encoders_parked(backbone, cfg):
-        reason = fit(trainer, module, RunLoader(steps * cfg.train.accumulate, batches), datamodule=datamodule)
+    reason = fit(trainer, module, RunLoader(steps * cfg.train.accumulate, batches), datamodule=datamodule)
     if backbone.fingerprint(exact=True) != before:
         raise IveditError(
             "a frozen weight of the backbone changed during training, so the result means nothing; "
@@ -125,21 +128,3 @@ def _rank(cfg: Any) -> int:
         if name in os.environ and (name == "RANK" or int(os.environ.get("SLURM_NTASKS", "1")) > 1):
             return int(os.environ[name])
     return int(os.environ.get("NODE_RANK", "0")) * cfg.train.devices + int(os.environ.get("LOCAL_RANK", "0"))
-
-
-@contextmanager
-def _encoders_parked(backbone: Backbone, cfg: Any) -> Iterator[None]:
-    """While everything is cached, VAE and text encoder leave the GPU (for real Wan they are 12 GB)."""
-    parts = [p for p in (backbone.vae, backbone.text_encoder) if p is not None]
-    device = backbone.device
-    if cfg.data.cache == "none" or device.type == "cpu" or not parts:
-        yield
-        return
-    for part in parts:
-        part.to("cpu")
-    torch.cuda.empty_cache()
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.to(device)
