@@ -14,7 +14,7 @@ PACKAGE = ROOT / "ivedit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ENTRY_POINTS = {"run", "sweep", "edit", "evaluate", "report", "export"}
-GROUND = {"errors", "registry", "experiments", "config", "media", "quiet", "filetypes"}  # anything may import these
+GROUND = {"errors", "registry", "experiments", "config", "media", "quiet", "filetypes", "ranks"}  # anything may import these
 RECORD = {"runfolder", "recording", "tracking", "tracking_uri"}
 BOTTOM = {"flow", "data", "sprites"}
 
@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "registry": {"errors"},
     "tasks": {"recording", "runfolder"} | GROUND,
     "quiet": set(),
+    "ranks": {"errors"},
     "errors": set(),
     "filetypes": set(),
     "__init__": set(),

@@ -97,6 +97,7 @@ def shard_backbone(
     device: torch.device,
     dtype: torch.dtype,
     trained: Mapping[int, Sequence[nn.Module]] | None = None,
+    trained_mesh: DeviceMesh | None = None,
 ) -> Sharding:
     """Spread a backbone's blocks, and the modules trained in them, over the ranks of a mesh, in place.
 
@@ -109,9 +110,11 @@ def shard_backbone(
         device: where parts are kept and blocks run.
         dtype: storage type of the frozen weights; what Wan keeps in float32 stays so.
         trained: block index -> modules that run inside that block and are trained.
+        trained_mesh: of those; two dimensions are machines with the same parts and the ranks that hold the parts.
+            None: ``mesh``.
 
     Raises:
-        IveditError: it is spread already, or a fingerprint that only the whole weights have was not taken before.
+        IveditError: it is spread already.
     """
     if backbone.sharding is not None:
         raise IveditError("this backbone is spread over the ranks already")
@@ -131,7 +134,7 @@ def shard_backbone(
     units = {}
     for index, modules in (trained or {}).items():
         unit = Gathered(*modules).to(device)
-        fully_shard(unit, mesh=mesh)
+        fully_shard(unit, mesh=trained_mesh or mesh)
         units[index] = unit
     backbone.sharding = Sharding(frozen, units, mesh)
     return backbone.sharding

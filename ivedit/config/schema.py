@@ -191,12 +191,6 @@ class TrainConfig:
         "a large backbone or at least 300 steps.",
         choices=("auto", "on", "off"),
     )
-    compile: str = _f(
-        "auto",
-        "Compile the blocks of the training step (about a minute, kept on disk for the next run). auto: on a GPU, for "
-        "a large backbone or at least 300 steps.",
-        choices=("auto", "on", "off"),
-    )
     validate_every: int = _f(200, "Steps between validation losses; 0: only at the end.", min=0)
     checkpoint_every: int = _f(200, "Steps between checkpoints; the last one is always kept.", min=1)
     log_every: int = _f(20, "Steps between logged training metrics.", min=1)
@@ -205,8 +199,8 @@ class TrainConfig:
     nodes: int = _f(1, "Machines.", min=1)
     strategy: str = _f(
         "auto",
-        "ddp: every rank has all weights; fsdp: the ranks of a machine share one copy of the frozen and the trained ones "
-        "(FSDP2), for models that do not fit on one GPU, at the price of gathering them. auto: ddp.",
+        "ddp: every rank has all weights; fsdp: the ranks of a machine share one copy of the frozen and the trained "
+        "ones (FSDP2), for models that do not fit on one GPU, at the price of gathering them. auto: ddp.",
         choices=("auto", "ddp", "fsdp"),
     )
     threads: Optional[int] = _f(None, "CPU threads of a process; null: leave as the environment says.", min=1)
@@ -221,9 +215,6 @@ class SamplingConfig:
     guidance: float = _f(1.0, "v = v_neg + w (v_pos - v_neg); 1: no second branch.", min=0)
     shift: Optional[float] = _f(None, "Flow shift while sampling; null: the backbone folder's.", above=0)
     seed: int = _f(0, "Noise of clip i is a function of (this seed, i).", min=0)
-    compile: str = _f(
-        "auto", "Compile the blocks. auto: of a large backbone on a GPU.", choices=("auto", "on", "off")
-    )
     compile: str = _f(
         "auto", "Compile the blocks. auto: of a large backbone on a GPU.", choices=("auto", "on", "off")
     )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ivedit.errors import IveditError
 from ivedit.training.ema import Ema
+from ivedit.training.shares import Shares
 
 __all__ = [
     "EmaCallback",
@@ -32,6 +33,7 @@ __all__ = [
     "Validation",
     "ema_weights",
     "find_callback",
+    "shares_of",
     "trained_names",
 ]
 
@@ -56,6 +58,12 @@ def trained_names(module: L.LightningModule) -> dict[str, nn.Parameter]:
     if any(id(p) not in name_of for p in parameters):
         raise ValueError(f"{type(module).__name__}.trained_parameters() returns parameters that it does not hold")
     return {name_of[id(p)]: p for p in parameters}
+
+
+def shares_of(module: L.LightningModule) -> Shares:
+    """What this rank keeps of ``module.trained_parameters()``: all of it, unless the module says otherwise."""
+    own = getattr(module, "shares", None)
+    return own if isinstance(own, Shares) else Shares(module.trained_parameters())  # type: ignore[operator]
 
 
 class StepCallback(Callback):
@@ -89,14 +97,14 @@ class EmaCallback(StepCallback):
         self._stored: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        names = trained_names(pl_module)
-        self._names = list(names)
-        self.ema = Ema(list(names.values()), self.decay)
+        self._names = list(trained_names(pl_module))
+        self._shares = shares_of(pl_module)
+        self.ema = Ema(self._shares.kept, self.decay)
         if self._stored is not None:
             self.ema.updates = int(self._stored["updates"])
             with torch.no_grad():
                 for name, average in zip(self._names, self.ema.average, strict=True):
-                    average.copy_(self._stored["average"][name])
+                    average.copy_(self._shares.cut(self._stored["average"][name]))
             self._stored = None
 
     def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
@@ -106,10 +114,8 @@ class EmaCallback(StepCallback):
     def state_dict(self) -> dict[str, Any]:
         if self.ema is None:
             return {}
-        return {
-            "updates": self.ema.updates,
-            "average": dict(zip(self._names, self.ema.average, strict=True)),
-        }
+        whole = [self._shares.whole(place, average) for place, average in enumerate(self.ema.average)]
+        return {"updates": self.ema.updates, "average": dict(zip(self._names, whole, strict=True))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._stored = state_dict or None

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ivedit.errors import IveditError
-from ivedit.training.callbacks import StepCallback, ema_weights, trained_names
+from ivedit.training.callbacks import StepCallback, ema_weights, shares_of, trained_names
 
 __all__ = ["LAST", "Checkpointer", "check_fits", "reached_step", "read_checkpoint"]
 
@@ -95,15 +95,24 @@ class Checkpointer(StepCallback):
             self.save(trainer, pl_module)
 
     def save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the checkpoint of this step, once. Only rank 0 writes."""
+        """Write the checkpoint of this step, once; all ranks must call it. Only rank 0 writes."""
         step = trainer.global_step
         if self.saved_step == step:
             return
         self.saved_step = step
-        if not trainer.is_global_zero:
+        spread = shares_of(pl_module).spread
+        if not (trainer.is_global_zero or spread):
             return
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # spread: the ranks meet in it
+        if trainer.is_global_zero:
+            self._write(checkpoint)
+        export: Any = getattr(pl_module, "export", None)
+        if export is not None:
+            with ema_weights(trainer):
+                export(self.folder)
+
+    def _write(self, checkpoint: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         temporary = self.folder / f".{LAST}.{os.getpid()}"
         try:
             with open(temporary, "wb") as file:
@@ -113,10 +122,6 @@ class Checkpointer(StepCallback):
             os.replace(temporary, self.folder / LAST)
         finally:
             temporary.unlink(missing_ok=True)
-        export: Any = getattr(pl_module, "export", None)
-        if export is not None:
-            with ema_weights(trainer):
-                export(self.folder)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -36,7 +36,9 @@ from ivedit.flow import (
 from ivedit.training.bins import BinMeans
 from ivedit.training.captured import StaticStep, to_device
 from ivedit.training.compiled import StepCompiler
+from ivedit.training.distributed import gradient_sync, in_step
 from ivedit.training.optim import build_optimizer, clip_and_guard, warmup_cosine
+from ivedit.training.shares import Shares
 
 __all__ = ["EditModule", "training_shift"]
 
@@ -88,6 +90,7 @@ class EditModule(L.LightningModule):
         # Not a submodule: what is frozen is not moved, broadcast, counted or checkpointed with what is trained.
         self.__dict__["backbone"] = backbone
         self.editor = editor
+        self.shares = Shares(self.trained_parameters())
         self.cfg = cfg
         self.max_steps = max_steps
         self.validation = validation
@@ -113,7 +116,7 @@ class EditModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         train = self.cfg.train
-        optimizer = build_optimizer(self.trained_parameters(), train)
+        optimizer = build_optimizer(self.shares.kept, train, self.shares)
         schedule = warmup_cosine(optimizer, warmup=train.warmup_steps, total=self.max_steps, final=train.final_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -122,16 +125,24 @@ class EditModule(L.LightningModule):
         return batch
 
     def export(self, folder: Path) -> None:
-        """Write ``folder/editor.safetensors`` with the weights the editor holds now."""
+        """Write ``folder/editor.safetensors`` with the weights the editor holds now, on rank 0.
+
+        Where ranks share one copy of them, all must call it.
+        """
         self.export_to(folder / "editor.safetensors", step=self.trainer.global_step)
 
     def export_to(self, file: Path, *, step: int) -> None:
-        """Write the editor together with the settings that whoever samples with it needs."""
+        """Write the editor together with the settings that whoever samples with it needs; as `export`."""
         cfg = self.cfg
+        weights = None
+        if self.shares.spread:
+            weights = self.shares.whole_weights([name for name, p in self.editor.named_parameters() if p.requires_grad])
+            if weights is None:  # rank 0 has them
+                return
         config: dict[str, Any] = {name: _plain(getattr(cfg, name)) for name in ("backbone", "text", "flow", "sampling")}
         config["data"] = {name: getattr(cfg.data, name) for name in ("reader", "height", "width")}
         extra = {"run": cfg.name, "seed": cfg.seed, "step": step, "config": config}
-        save_editor(file, self.editor, backbone=self.backbone, extra=extra)
+        save_editor(file, self.editor, backbone=self.backbone, weights=weights, extra=extra)
 
     # ---- one step
 
@@ -192,6 +203,8 @@ class EditModule(L.LightningModule):
         }
         for name in _TEXTS:
             text: TextStates = batch[f"text_{name}"]
+            if name == "source" and self.cfg.text.source == "empty":
+                text = text[:1]  # the same for all: its keys and values are made once, and one text travels
             if name == "target" or text is not batch["text_target"]:
                 tensors[f"{name}_states"], tensors[f"{name}_mask"] = text.states, text.mask
         return tensors
@@ -232,10 +245,11 @@ class EditModule(L.LightningModule):
         accumulate = self.cfg.train.accumulate
         if replayed is None:
             if first:
-                self.optimizers().zero_grad(set_to_none=True)  # type: ignore[union-attr]
+                self.shares.clear_gradients()
             on_device = {name: to_device(value, self.device) for name, value in tensors.items()}
             losses = self.training_losses(on_device)
-            self.manual_backward(losses.mean() / accumulate)
+            with gradient_sync(self.trainer, last=self._micro + 1 == accumulate):
+                self.manual_backward(losses.mean() / accumulate)
             return losses.detach()
         losses, sums = replayed  # the gradients are overwritten by the next replay: no zeroing, no copy
         if accumulate > 1:
@@ -251,8 +265,13 @@ class EditModule(L.LightningModule):
 
     def _update(self) -> None:
         optimizer = self.optimizers()
-        gradients = [p.grad for p in self.trained_parameters() if p.grad is not None]
-        self._norms.append(clip_and_guard(optimizer.optimizer, gradients, self.cfg.train.clip))  # type: ignore[union-attr]
+        norm = clip_and_guard(
+            optimizer.optimizer,  # type: ignore[union-attr]
+            self.shares.gradients(),
+            self.cfg.train.clip,
+            total=self.shares.total_norm,
+        )
+        self._norms.append(norm)
         optimizer.step()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
 
@@ -353,11 +372,13 @@ class EditModule(L.LightningModule):
         if self.validation is None:
             return {}
         bins, world = BinMeans(), self.trainer.world_size
-        for batch in self.validation():
+        for batch, counts in in_step(self.validation(), self.shares.spread, self.device):
             r, seeds = even_draws(_VALIDATION_SEED, batch["numbers"].tolist())
             tensors = self.step_tensors(batch, r, seeds, shift=self.sampling_shift, kind="uniform")
             on_device = {name: to_device(value, self.device) for name, value in tensors.items()}
-            bins.add(tensors["sigma"], self.sample_losses(on_device).cpu())
+            losses = self.sample_losses(on_device).cpu()
+            if counts:
+                bins.add(tensors["sigma"], losses)
         if world > 1:
             whole = bins.state.to(self.device)
             torch.distributed.all_reduce(whole)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ivedit.training.shares import Shares
+
 __all__ = ["MuonAdamW", "orthogonalise"]
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -53,6 +55,7 @@ class MuonAdamW(torch.optim.AdamW):
         beta1: Of AdamW.
         beta2: Of AdamW.
         momentum: Of Muon, in [0, 1).
+        shares: Says which part of each parameter these are, where ranks share them; None: they are whole.
     """
 
     def __init__(
@@ -64,9 +67,11 @@ class MuonAdamW(torch.optim.AdamW):
         beta1: float,
         beta2: float,
         momentum: float,
+        shares: Shares | None = None,
     ) -> None:
         every = list(parameters)
-        matrices = [p for p in every if p.ndim == 2 and min(p.shape) > 1]
+        self._shares = shares if shares is not None else Shares(every)
+        matrices = [p for p in every if p.ndim == 2 and min(self._shares.shape(p)) > 1]
         chosen = {id(p) for p in matrices}
         groups = [
             {"params": matrices, "weight_decay": weight_decay, "momentum": momentum},
@@ -89,7 +94,7 @@ class MuonAdamW(torch.optim.AdamW):
                 shapes: dict[torch.Size, list[nn.Parameter]] = {}
                 for p in group["params"]:
                     if p.grad is not None:
-                        shapes.setdefault(p.shape, []).append(p)
+                        shapes.setdefault(self._shares.shape(p), []).append(p)
                 for shape, alike in shapes.items():
                     self._step_alike(alike, shape, float(group["lr"]), group["weight_decay"], group["momentum"])
         return loss
@@ -97,7 +102,7 @@ class MuonAdamW(torch.optim.AdamW):
     def _step_alike(
         self, parameters: list[nn.Parameter], shape: torch.Size, lr: float, decay: float, momentum: float
     ) -> None:
-        """Muon on matrices of one shape."""
+        """Muon on matrices of one shape, of which these may be this rank's rows; every rank has some of each."""
         averages = []
         for p in parameters:
             state = self.state[p]
@@ -112,7 +117,9 @@ class MuonAdamW(torch.optim.AdamW):
         alive = gradients.new_ones(()) if found is None else 1 - found.to(gradients.dtype)
         gradients = torch.where(alive > 0, gradients, 0.0)
         average = torch.lerp(average, gradients, (1 - momentum) * alive)
-        update = orthogonalise(torch.lerp(gradients, average, momentum)).to(average.dtype)
+        # In bfloat16 already, as the first thing that is done to it: half as much to gather.
+        direction = torch.lerp(gradients, average, momentum).bfloat16()
+        update = self._shares.cut(orthogonalise(self._shares.gather(direction, shape[0])), dim=1).to(average.dtype)
         torch._foreach_copy_(averages, list(average.unbind(0)))
         step = update * (alive * -lr * _RMS_OF_ADAMW * max(shape) ** 0.5)
         weights: list[Tensor] = list(parameters)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ivedit.training.muon import MuonAdamW
+from ivedit.training.shares import Shares
 
 __all__ = ["build_adamw", "build_optimizer", "clip_and_guard", "lr_factor", "warmup_cosine"]
 
@@ -47,25 +48,37 @@ def build_adamw(
     return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), fused=True)
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], train: Any) -> torch.optim.Optimizer:
-    """What ``train.optimizer`` names (``train`` is the configuration's section), over these parameters."""
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], train: Any, shares: Shares | None = None
+) -> torch.optim.Optimizer:
+    """What ``train.optimizer`` names (``train`` is the configuration's section), over these parameters.
+
+    ``shares`` says which parts of larger parameters they are, where ranks share one copy.
+    """
     shared = {"lr": train.lr, "weight_decay": train.weight_decay, "beta1": train.beta1, "beta2": train.beta2}
     if train.optimizer == "muon":
-        return MuonAdamW(parameters, momentum=train.momentum, **shared)
+        return MuonAdamW(parameters, momentum=train.momentum, shares=shares, **shared)
     return build_adamw(parameters, **shared)
 
 
 @torch.no_grad()
-def clip_and_guard(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], max_norm: float) -> Tensor:
+def clip_and_guard(
+    optimizer: torch.optim.Optimizer,
+    gradients: Sequence[Tensor],
+    max_norm: float,
+    *,
+    total: Callable[[Tensor], Tensor] = lambda norm: norm,
+) -> Tensor:
     """Scale ``gradients`` in place to a norm of at most ``max_norm`` (0: leave them) and return their norm.
 
     With a norm that is not finite, the fused optimiser's next step changes nothing: it reads ``found_inf``, the
-    switch that loss scaling uses, on the device. So one bad step costs one step and no synchronisation.
+    switch that loss scaling uses, on the device. So one bad step costs one step and no synchronisation. ``total`` makes
+    the norm of the whole gradient of that of these, where ranks hold parts of it.
 
     Returns:
         () float32: the norm before clipping, on the gradients' device.
     """
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g.float() for g in gradients])))
+    norm = total(torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g.float() for g in gradients]))))
     optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
     if max_norm > 0:
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)

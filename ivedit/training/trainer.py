@@ -38,6 +38,7 @@ from ivedit.errors import IveditError
 from ivedit.quiet import no_trainer_tips
 from ivedit.training.callbacks import EmaCallback, MetricsLogger, Stopper, Validation, find_callback
 from ivedit.training.checkpoint import LAST, Checkpointer, check_fits, read_checkpoint
+from ivedit.training.distributed import build_strategy
 from ivedit.training.loader import RunLoader
 from ivedit.training.progress import ProgressLines
 
@@ -77,7 +78,6 @@ def build_trainer(
     if train.threads:
         torch.set_num_threads(train.threads)
     accelerator = {"cuda": "gpu"}.get(train.accelerator, train.accelerator)
-    several = train.devices * train.nodes > 1
     chosen: list[Callback] = []
     if train.ema > 0:
         chosen.append(EmaCallback(train.ema))
@@ -91,7 +91,7 @@ def build_trainer(
             accelerator=accelerator,
             devices=train.devices,
             num_nodes=train.nodes,
-            strategy="ddp" if several else "auto",
+            strategy=build_strategy(train),
             precision="32-true",
             max_epochs=-1,
             max_steps=max_steps,

@@ -1,0 +1,169 @@
+"""How the ranks of a run work together: each with all trained weights (DDP), or sharing one copy (FSDP2).
+
+The frozen backbone is no submodule of what is trained, so DDP neither broadcasts nor buckets it; its gradients do not
+exist. Which of the two: ``train.strategy``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from ivedit.backbone import Backbone
+from ivedit.backbone.loading import storage_dtype
+from ivedit.backbone.sharded import shard_backbone
+from ivedit.editor import Editor
+from ivedit.errors import IveditError
+from ivedit.ranks import MEETING_TIMEOUT, find_ranks
+from ivedit.training.shares import Shares
+
+__all__ = [
+    "SharedStrategy", "build_strategy", "edit_parts", "gradient_sync", "in_step", "local_device", "share_editing",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+
+class SharedStrategy(DDPStrategy):
+    """Ranks that share one copy of the trained weights, cut by FSDP2 (`ivedit.backbone.sharded`) before `fit`.
+
+    FSDP sums the gradients itself, so the module is not wrapped. Checkpoints hold whole tensors: saving one is a
+    meeting of all ranks, at which rank 0 alone gets them.
+    """
+
+    def configure_ddp(self) -> None:
+        """Nothing to wrap."""
+
+    @property
+    def _shares(self) -> Shares:
+        return self.lightning_module.shares  # type: ignore[union-attr,return-value]
+
+    def _names(self) -> list[str]:
+        from ivedit.training.callbacks import trained_names
+
+        return list(trained_names(self.lightning_module))  # type: ignore[arg-type]
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The trained weights, whole; empty on ranks other than 0."""
+        return self._shares.whole_weights(self._names()) or {}
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Take this rank's part of each weight."""
+        with torch.no_grad():
+            for own, name in zip(self._shares.kept, self._names(), strict=True):
+                own.copy_(self._shares.cut(checkpoint["state_dict"][name]))
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """As `Shares.whole_state`."""
+        return self._shares.whole_state(getattr(optimizer, "_optimizer", optimizer))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take this rank's part of each state."""
+        states = [
+            self._shares.cut_state(optimizer, state)
+            for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
+        ]
+        super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
+
+
+def build_strategy(train: Any) -> Strategy | str:
+    """The Trainer's strategy for ``train`` (the configuration's section).
+
+    DDP with gradients that are views of the buckets. All trained parameters take part in every step, so nothing looks
+    for unused ones. Its static graph is left off: it forbids leaving out the synchronisation of inner micro-batches.
+    """
+    if train.strategy == "fsdp":
+        return SharedStrategy(timeout=MEETING_TIMEOUT)
+    if train.devices * train.nodes == 1:
+        return "auto"
+    return DDPStrategy(timeout=MEETING_TIMEOUT, gradient_as_bucket_view=True, find_unused_parameters=False)
+
+
+def gradient_sync(trainer: L.Trainer, last: bool) -> AbstractContextManager[Any]:
+    """Around a backward pass: only that of a step's last micro-batch sums DDP's gradients over the ranks.
+
+    FSDP sums at every one: keeping whole gradients until the last would take the memory that it is there to save.
+    """
+    model = trainer.strategy.model
+    if last or not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()
+
+
+def in_step(batches: Iterable[T], together: bool, device: torch.device) -> Iterator[tuple[T, bool]]:
+    """Each batch and whether it counts; with ``together`` all ranks get as many, as passes of shared blocks need.
+
+    A rank whose batches have ended gets its last one again, which does not count.
+
+    Raises:
+        IveditError: it has not had any.
+    """
+    own, last = iter(batches), None
+    while True:
+        batch = next(own, None)
+        more = torch.tensor(float(batch is not None), device=device)
+        if together:
+            torch.distributed.all_reduce(more, torch.distributed.ReduceOp.MAX)
+        if not more:
+            return
+        last = last if batch is None else batch
+        if last is None:
+            raise IveditError("data.validation_pairs: a rank has no validation batch; raise it, or use fewer buckets")
+        yield last, batch is not None
+
+
+def edit_parts(editor: Editor) -> dict[int, list[nn.Module]]:
+    """Block index -> the modules of the editor that run inside that block.
+
+    Raises:
+        IveditError: the editor has weights that belong to no single block.
+    """
+    lists = [child for child in editor.children() if isinstance(child, nn.ModuleList)]
+    parts = {block: [each[slot] for each in lists] for slot, block in enumerate(editor.blocks)}
+    inside = {id(p) for modules in parts.values() for module in modules for p in module.parameters()}
+    outside = [name for name, p in editor.named_parameters() if id(p) not in inside]
+    if outside:
+        raise IveditError(
+            f"train.strategy=fsdp: {outside[0]} of {editor.name} runs in no single block; use train.strategy=ddp"
+        )
+    return parts
+
+
+def local_device(train: Any) -> torch.device:
+    """The device of this rank, as the Trainer will choose it."""
+    if train.accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", find_ranks().local)
+
+
+def share_editing(backbone: Backbone, editor: Editor, cfg: Any, device: torch.device) -> None:
+    """Spread backbone and editor over the ranks of each machine, for ``train.strategy=fsdp``.
+
+    Across machines the parts are copies: gathering stays inside a machine, gradients are averaged over all.
+
+    Raises:
+        IveditError: no ranks have been started, or the editor cannot be spread.
+    """
+    if not torch.distributed.is_initialized():
+        raise IveditError(
+            "train.strategy=fsdp spreads the weights before training starts, so the ranks must have met by then: "
+            "start the run with python -m ivedit.run, torchrun or srun"
+        )
+    train = cfg.train
+    parts = edit_parts(editor)
+    backbone.fingerprint()  # of the whole weights, which exports name; rank 0 alone could not ask for it later
+    if train.nodes > 1:
+        both = init_device_mesh(device.type, (train.nodes, train.devices), mesh_dim_names=("machine", "device"))
+        inside = both["device"]
+    else:
+        both = inside = init_device_mesh(device.type, (train.devices,))
+    dtype = storage_dtype(cfg.backbone.dtype, device)
+    shard_backbone(backbone, inside, device=device, dtype=dtype, trained=parts, trained_mesh=both)
