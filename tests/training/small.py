@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +16,7 @@ from ivedit.training import RunLoader, build_adamw, build_trainer, ema_weights, 
 class SmallModule(L.LightningModule):
     """A frozen projection and a trained layer; data are functions of the position in the run."""
 
-    def __init__(self, total: int, pause: float = 0.0, broken_from: int | None = None) -> None:
+    def __init__(self, total: int, broken_from: int | None = None) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.frozen = nn.Linear(6, 6).requires_grad_(False)
@@ -26,7 +24,7 @@ class SmallModule(L.LightningModule):
         with torch.no_grad():
             for p in self.parameters():
                 p.copy_(torch.randn(p.shape, generator=generator))
-        self.total, self.pause, self.broken_from = total, pause, broken_from
+        self.total, self.broken_from = total, broken_from
         self.metrics: dict[str, torch.Tensor] = {}
         self.seen: list[int] = []
 
@@ -35,7 +33,6 @@ class SmallModule(L.LightningModule):
 
     def training_step(self, batch: int, batch_idx: int) -> torch.Tensor:
         self.seen.append(int(batch))
-        time.sleep(self.pause)
         x = torch.randn(8, 6, generator=torch.Generator().manual_seed(int(batch)))
         jitter = torch.randn(())  # the global generator: it must be resumed as well
         loss = (self.layer(self.frozen(x)) - x[:, :3] - 0.01 * jitter).square().mean()
@@ -72,14 +69,3 @@ def run_small(folder: Path, steps: int, *, accumulate: int = 1, tracker=None, mo
     with ema_weights(trainer):
         average = {name: p.detach().clone() for name, p in module.layer.state_dict().items()}
     return module, average, reason
-
-
-if __name__ == "__main__":  # python small.py FOLDER STEPS ACCUMULATE PAUSE
-    folder, steps, accumulate, pause = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-    torch.set_num_threads(1)
-    module, average, reason = run_small(
-        folder, steps, accumulate=accumulate, module=SmallModule(steps, pause), checkpoint_every=3
-    )
-    print(f"reason: {reason}", flush=True)
-    if reason is None:
-        torch.save({"weights": module.layer.state_dict(), "average": average}, folder / "final.pt")
