@@ -14,7 +14,9 @@ PACKAGE = ROOT / "ivedit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ENTRY_POINTS = {"run", "sweep", "edit", "evaluate", "report", "export"}
-GROUND = {"errors", "registry", "experiments", "config", "media", "quiet", "filetypes", "ranks"}  # anything may import these
+GROUND = {  # anything may import these
+    "errors", "registry", "experiments", "config", "media", "quiet", "filetypes", "ranks",
+}  # fmt: skip
 RECORD = {"runfolder", "recording", "tracking", "tracking_uri"}
 BOTTOM = {"flow", "data", "sprites"}
 
