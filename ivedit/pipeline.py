@@ -277,7 +277,9 @@ class IVEditPipeline:
         target_states = states(target)
         # One object where the texts are the same: the editor then embeds them once.
         gate_states = target_states if gate == target else states(gate)
-        positive = EditText(target_states, gate_states, states(read_by_source))
+        # One text for all sources is read once.
+        of_source = states(read_by_source[:1] if len(set(read_by_source)) == 1 else read_by_source)
+        positive = EditText(target_states, gate_states, of_source)
         dropped = states([""] * len(target))
         negative = EditText(dropped, dropped, positive.source)
         backbone, editor = self.backbone, self.editor

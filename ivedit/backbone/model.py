@@ -397,7 +397,8 @@ class Backbone(nn.Module):
 
         Args:
             latents: (B, Z, F, h, w) clean source latents.
-            text: (B, L, D) states for the cross-attention.
+            text: (B, L, D) states for the cross-attention, or (1, L, D) where all sources read the same: its keys
+                and values are then made once.
             blocks: ascending indices of the blocks whose features are wanted.
             per_frame: attend inside each frame alone (frames folded into the batch; as rotary positions are
                 relative this is the single-frame case of training), else jointly over all frames.
@@ -410,9 +411,10 @@ class Backbone(nn.Module):
         embedded = self.embed_text(text)
         if per_frame and frames > 1:
             latents = latents.transpose(1, 2).flatten(0, 1).unsqueeze(2)
-            embedded = embedded.repeat_interleave(frames, dim=0)
+            if len(embedded) > 1:
+                embedded = embedded.repeat_interleave(frames, dim=0)
         grid = self.grid(latents)
-        conditioning = self.condition(latents.new_zeros(latents.shape[0]), embedded)
+        conditioning = self.condition(latents.new_zeros(1), embedded)
         rotary = self.rotary(grid)
         hidden = self.embed(latents)
         unit = compiled(source_block, self.compiles) if self.compiles else source_block

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ivedit.backbone.spec import BackboneSpec
 from ivedit.editor.context import ModuleText
+from ivedit.editor.padded import KeyMask, attend
 from ivedit.errors import ConfigError
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "check_width",
     "copy_linear",
     "kept_rows",
+    "linear_together",
     "rotary_pairs",
     "spatial_attention_size",
     "split_heads",
@@ -84,6 +86,15 @@ def zero_linear(linear: nn.Linear) -> None:
     nn.init.zeros_(linear.bias)
 
 
+def linear_together(x: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
+    """What each of several linear layers makes of x (..., inputs), in one matrix product.
+
+    Narrow products leave most of a GPU waiting, and in the backward pass each would give x a gradient of its own.
+    """
+    weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
+    return F.linear(x, weight, bias).split([linear.out_features for linear in linears], dim=-1)
+
+
 def split_heads(tokens: Tensor, head_dim: int) -> Tensor:
     """(..., N, r) -> (..., heads, N, head size)."""
     return tokens.unflatten(-1, (-1, head_dim)).transpose(-2, -3)
@@ -135,15 +146,16 @@ class TextKeys(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, C) -> keys and values (B, heads, L, head size)."""
-        return split_heads(self.norm(self.key(tokens)), self.head_dim), split_heads(self.value(tokens), self.head_dim)
+        key, value = linear_together(tokens, self.key, self.value)
+        return split_heads(self.norm(key), self.head_dim), split_heads(value, self.head_dim)
 
-    def join(self, key: Tensor, value: Tensor, text: ModuleText) -> tuple[Tensor, Tensor, Tensor]:
-        """Put text behind source keys and values (B*F, heads, N, head size); also the bias that masks padding."""
+    def join(self, key: Tensor, value: Tensor, text: ModuleText) -> tuple[Tensor, Tensor, KeyMask]:
+        """Put text behind source keys and values (B*F, heads, N, head size); also which keys are real."""
         text_key, text_value = self(text.tokens)
         if text.frames > 1:
             text_key = text_key.repeat_interleave(text.frames, dim=0)
             text_value = text_value.repeat_interleave(text.frames, dim=0)
-        return torch.cat((key, text_key), dim=2), torch.cat((value, text_value), dim=2), text.joint_bias
+        return torch.cat((key, text_key), dim=2), torch.cat((value, text_value), dim=2), text.joint
 
 
 class NoTextKeys(nn.Module):
@@ -185,13 +197,13 @@ class SpatialAttention(nn.Module):
             copy_linear(self.out, attn.to_out[0], columns=rows)
         self.text = TextKeys(block.attn2, width, head_dim) if text else NoTextKeys()
 
-    def queries(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """(B, F, N, C) -> (B, F, heads, N, head size)."""
-        return rotate(split_heads(self.norm_q(self.query(x)), self.head_dim), rotary)
+    def turned_queries(self, q: Tensor, rotary: Rotary) -> Tensor:
+        """Q x (B, F, N, r) -> (B, F, heads, N, head size), normed and turned."""
+        return rotate(split_heads(self.norm_q(q), self.head_dim), rotary)
 
-    def keys(self, s: Tensor, rotary: Rotary) -> Tensor:
-        """(B, F, N, C) -> (B, F, heads, N, head size)."""
-        return rotate(split_heads(self.norm_k(self.key(s)), self.head_dim), rotary)
+    def turned_keys(self, k: Tensor, rotary: Rotary) -> Tensor:
+        """K s (B, F, N, r) -> (B, F, heads, N, head size), normed and turned."""
+        return rotate(split_heads(self.norm_k(k), self.head_dim), rotary)
 
     def values(self, y: Tensor) -> Tensor:
         """(B, F, N, C) -> (B, F, heads, N, head size)."""
@@ -200,8 +212,8 @@ class SpatialAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, text: ModuleText) -> Tensor:
         """Mixed values before the output projection, (B, F, N, r); the arguments are as the methods above give."""
         batch, frames = query.shape[:2]
-        keys, values, bias = self.text.join(key.flatten(0, 1), value.flatten(0, 1), text)
-        mixed = F.scaled_dot_product_attention(query.flatten(0, 1), keys, values, bias)
+        keys, values, mask = self.text.join(key.flatten(0, 1), value.flatten(0, 1), text)
+        mixed = attend(query.flatten(0, 1), keys, values, mask)
         return mixed.transpose(1, 2).flatten(2).unflatten(0, (batch, frames))
 
 

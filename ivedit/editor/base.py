@@ -81,7 +81,7 @@ class Editor(nn.Module, ABC):
         Args:
             backbone: the frozen transformer.
             source_latents: (B, Z, F, h, w) clean.
-            text: of the same batch; its `source` part is read.
+            text: of the same batch; its `source` part is read, which may be one text for all samples.
             project: also apply the modules' own source projections and keep those in place of the features. For
                 sampling, where weights are constant: each step is cheaper. Not for training. Where they would take
                 more than half of the GPU's free memory the features are kept instead.

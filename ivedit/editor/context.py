@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ivedit.data.text import TextStates
+from ivedit.editor.padded import KeyMask, key_mask
 
 __all__ = ["EditText", "GateRecord", "ModuleText", "SourceContext", "SourceTokens", "module_text"]
 
@@ -23,7 +24,7 @@ class EditText:
     Attributes:
         target: read by the target stream's frozen cross-attention.
         gate: read by the edit modules (gate and text keys).
-        source: read by the source stream's frozen cross-attention.
+        source: read by the source stream's frozen cross-attention; one text may stand for all, see `prepare`.
     """
 
     target: TextStates
@@ -36,7 +37,8 @@ class EditText:
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> EditText:
         """Select samples of all three."""
-        return EditText(self.target[index], self.gate[index], self.source[index])
+        source = self.source if self._one_source else self.source[index]
+        return EditText(self.target[index], self.gate[index], source)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> EditText:
         """Move all three."""
@@ -47,8 +49,12 @@ class EditText:
         return EditText(
             self.target.repeat_interleave(repeats),
             self.gate.repeat_interleave(repeats),
-            self.source.repeat_interleave(repeats),
+            self.source if self._one_source else self.source.repeat_interleave(repeats),
         )
+
+    @property
+    def _one_source(self) -> bool:
+        return len(self.source) == 1 < len(self.target)
 
 
 @dataclass(frozen=True)
@@ -103,27 +109,26 @@ class ModuleText:
 
     Attributes:
         tokens: (B, L, C) embedded text.
-        bias: (B, 1, 1, L), 0 at real tokens and -inf at padding.
-        joint_bias: (B*F, 1, 1, N + L), the same behind N source tokens.
+        alone: which of its L tokens are real, for F*N queries.
+        joint: the same behind N source tokens of each of B*F frames, for N queries.
         frames: F.
     """
 
     tokens: Tensor
-    bias: Tensor
-    joint_bias: Tensor
+    alone: KeyMask
+    joint: KeyMask
     frames: int
 
 
 def module_text(tokens: Tensor, mask: Tensor, frames: int, per_frame: int) -> ModuleText:
-    """Build the biases of (B, L) `mask` for F = `frames` frames of N = `per_frame` tokens."""
+    """Build the masks of (B, L) `mask` for F = `frames` frames of N = `per_frame` tokens."""
     real = mask.clone()
     # A tokenizer without an end token gives "" no real token at all; one padding token then stands for it, since a
     # softmax over nothing is not a number.
     real[:, :1].fill_(True)
-    bias = torch.zeros_like(real, dtype=tokens.dtype).masked_fill_(~real, float("-inf"))
-    joint = torch.nn.functional.pad(bias, (per_frame, 0))
-    joint = joint.repeat_interleave(frames, dim=0) if frames > 1 else joint
-    return ModuleText(tokens, bias[:, None, None], joint[:, None, None], frames)
+    alone = key_mask(real, tokens.dtype, queries=frames * per_frame)
+    joint = key_mask(real, tokens.dtype, before=per_frame, queries=per_frame, copies=frames)
+    return ModuleText(tokens, alone, joint, frames)
 
 
 @dataclass

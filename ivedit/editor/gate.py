@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ivedit.backbone.spec import BackboneSpec
 from ivedit.editor.attention import HeadNorm, TextKeys, kept_rows, split_heads
 from ivedit.editor.context import ModuleText, SourceTokens
+from ivedit.editor.padded import attend
 from ivedit.errors import ConfigError
 
 __all__ = ["FeatureGate", "OpenGate", "TextGate", "build_gate", "gate_size"]
@@ -81,7 +82,7 @@ class TextGate(FeatureGate):
         # Text is the same for all frames, so the frames stay side by side in the query: (B, heads, F*N, head size).
         query = split_heads(self.norm(self.query(a.flatten(1, 2))), self.head_dim)
         key, value = self.text(text.tokens)
-        c = F.scaled_dot_product_attention(query, key, value, text.bias)
+        c = attend(query, key, value, text.alone)
         return a + self.out(c.transpose(1, 2).flatten(2)).view_as(a)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ivedit.backbone import BackboneSpec
-from ivedit.editor.attention import Rotary, SpatialAttention, spatial_attention_size
+from ivedit.editor.attention import Rotary, SpatialAttention, linear_together, spatial_attention_size, split_heads
 from ivedit.editor.context import ModuleText, SourceTokens
 from ivedit.editor.registry import register
 from ivedit.editor.two_stream import TwoStreamEditor
@@ -25,11 +25,13 @@ class SingleAttention(nn.Module):
 
     def project(self, s: Tensor, rotary: Rotary) -> SourceTokens:
         """K s and V s."""
-        return {"key": self.attend.keys(s, rotary), "value": self.attend.values(s)}
+        key, value = linear_together(s, self.attend.key, self.attend.value)
+        return {"key": self.attend.turned_keys(key, rotary), "value": split_heads(value, self.attend.head_dim)}
 
     def forward(self, x: Tensor, source: SourceTokens, text: ModuleText, rotary: Rotary) -> tuple[Tensor, float]:
         """u (B, F, N, C), and no prediction: 0."""
-        mixed = self.attend(self.attend.queries(x, rotary), source["key"], source["value"], text)
+        query = self.attend.turned_queries(self.attend.query(x), rotary)
+        mixed = self.attend(query, source["key"], source["value"], text)
         return self.attend.out(mixed), 0.0
 
 

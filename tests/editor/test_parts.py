@@ -137,7 +137,10 @@ def test_predict_starts_as_the_frozen_attention_of_a_single_frame(backbone):
     source = module.project(x, rotary)
     predict = module.path.predict
     mixed = predict(
-        predict.queries(x, rotary), source["predict_key"], source["predict_value"], module_text(words, mask, 1, 12)
+        predict.turned_queries(predict.query(x), rotary),
+        source["predict_key"],
+        source["predict_value"],
+        module_text(words, mask, 1, 12),
     )
     attn = backbone.blocks[0].attn1
     grid = backbone.grid(torch.empty(2, 4, 1, 3, 4))
