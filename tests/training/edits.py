@@ -47,10 +47,9 @@ def run_edit(folder: Path, cfg: Config, *, tracker: Any = None, pause: float = 0
     return outcome, editor, backbone
 
 
-if __name__ == "__main__":  # python edits.py FOLDER EPOCHS ACCUMULATE PAUSE DEVICES
+if __name__ == "__main__":  # python edits.py FOLDER EPOCHS ACCUMULATE DEVICES
     torch.set_num_threads(1)
     cfg = edit_config(
-        epochs=int(sys.argv[2]), accumulate=int(sys.argv[3]), devices=int(sys.argv[5]), checkpoint_every=2
+        epochs=int(sys.argv[2]), accumulate=int(sys.argv[3]), devices=int(sys.argv[4]), checkpoint_every=2
     )
-    outcome, _, _ = run_edit(Path(sys.argv[1]), cfg, pause=float(sys.argv[4]))
-    print(f"stopped: {outcome.stopped_early}", flush=True)
+    run_edit(Path(sys.argv[1]), cfg)
