@@ -73,15 +73,18 @@ def photograph(name: str) -> Image.Image:
 
 
 class PhotoFolder:
-    """A folder of pairs cut from scikit-image's photographs: the target is the source in grey."""
+    """A folder of pairs cut from scikit-image's photographs: the target is the source in grey.
 
-    def __init__(self, root: Path, pairs: int = 12, size: tuple[int, int] = (96, 64)) -> None:
+    ``sizes`` (width, height) are taken in turn.
+    """
+
+    def __init__(self, root: Path, pairs: int = 12, *sizes: tuple[int, int]) -> None:
         self.root = root
         (root / "bilder").mkdir(parents=True)
         photo = np.asarray(photograph("astronaut"))
         self.rows: list[dict[str, Any]] = []
         for i in range(pairs):
-            top, left = 20 * i, 15 * i
+            top, left, size = 20 * i % 400, 15 * i % 400, (sizes or ((96, 64),))[i % max(1, len(sizes))]
             source = Image.fromarray(photo[top : top + size[1], left : left + size[0]])
             source.save(root / f"bilder/{i}.png")
             source.convert("L").convert("RGB").save(root / f"bilder/{i} gräu.png")
