@@ -354,13 +354,22 @@ class EditModule(L.LightningModule):
         self._records.clear()
 
     def pop_metrics(self) -> dict[str, float]:
-        """Means since the last call: loss, gradient norm and the loss by sigma. Waits for the device."""
+        """Means since the last call: loss, gradient norm and the loss by sigma. Waits for the device and the ranks."""
         self._read_records()
+        self._over_ranks()
         values = self._bins.pop()
         if self._norms:
             values["grad_norm"] = float(torch.stack(self._norms).mean())
             self._norms.clear()
         return values
+
+    def _over_ranks(self, bins: BinMeans | None = None) -> None:
+        """Make the sums those of all ranks, so that a run on several tells the losses that one would."""
+        bins = self._bins if bins is None else bins
+        if self.trainer.world_size > 1:
+            whole = bins.state.to(self.device)
+            torch.distributed.all_reduce(whole)
+            bins.state = whole.cpu()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -371,7 +380,7 @@ class EditModule(L.LightningModule):
         """
         if self.validation is None:
             return {}
-        bins, world = BinMeans(), self.trainer.world_size
+        bins = BinMeans()
         for batch, counts in in_step(self.validation(), self.shares.spread, self.device):
             r, seeds = even_draws(_VALIDATION_SEED, batch["numbers"].tolist())
             tensors = self.step_tensors(batch, r, seeds, shift=self.sampling_shift, kind="uniform")
@@ -379,10 +388,7 @@ class EditModule(L.LightningModule):
             losses = self.sample_losses(on_device).cpu()
             if counts:
                 bins.add(tensors["sigma"], losses)
-        if world > 1:
-            whole = bins.state.to(self.device)
-            torch.distributed.all_reduce(whole)
-            bins.state = whole.cpu()
+        self._over_ranks(bins)
         return bins.pop()
 
 
