@@ -7,7 +7,7 @@ one matrix at a time; an editor has 150 small ones of a few shapes, which are or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from ivedit.training.shares import Shares
 
-__all__ = ["MuonAdamW", "orthogonalise"]
+__all__ = ["MuonAdamW", "muon_flops", "orthogonalise"]
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
 _RMS_OF_ADAMW = 0.2
+_AT_ONCE = 2**26
+"""Weights orthogonalised together: enough to fill a GPU, with a step's copies of them held under 2 GB."""
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
@@ -41,6 +43,19 @@ def orthogonalise(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
+
+
+def muon_flops(shapes: Iterable[Sequence[int]]) -> int:
+    """Counted operations of one step's orthogonalisation (a multiply-add is two).
+
+    Five times x x^T, its square, and their product with x: for sides s <= l, 5 (4 s^2 l + 2 s^3). It does not depend on
+    the batch: about 1% of a step of 16 pairs of 1,560 tokens.
+
+    Args:
+        shapes: of every trained weight; those that are no matrices cost nothing.
+    """
+    sides = [(min(shape), max(shape)) for shape in shapes if len(shape) == 2 and min(shape) > 1]
+    return sum(_STEPS * (4 * short * short * long + 2 * short**3) for short, long in sides)
 
 
 class MuonAdamW(torch.optim.AdamW):
@@ -96,7 +111,12 @@ class MuonAdamW(torch.optim.AdamW):
                     if p.grad is not None:
                         shapes.setdefault(self._shares.shape(p), []).append(p)
                 for shape, alike in shapes.items():
-                    self._step_alike(alike, shape, float(group["lr"]), group["weight_decay"], group["momentum"])
+                    count = max(1, _AT_ONCE // shape.numel())
+                    for start in range(0, len(alike), count):
+                        self._step_alike(
+                            alike[start : start + count], shape, float(group["lr"]), group["weight_decay"],
+                            group["momentum"],
+                        )  # fmt: skip
         return loss
 
     def _step_alike(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from ivedit.training.muon import MuonAdamW, orthogonalise
+from ivedit.training.muon import MuonAdamW, muon_flops, orthogonalise
 from ivedit.training.optim import build_adamw, clip_and_guard
 
 SHAPES = [(8, 8), (8, 8), (8, 8), (6, 16), (6, 16), (16, 6)]
@@ -97,3 +98,28 @@ def test_vectors_and_single_rows_are_left_to_adamw_without_decay():
     muon, adamw = MuonAdamW(every, **SETTINGS).param_groups
     assert [p.shape for p in adamw["params"]] == [(5,), (1, 7)] and adamw["weight_decay"] == 0
     assert len(muon["params"]) == len(SHAPES) and muon["weight_decay"] == 0.1
+
+
+def test_matrices_in_several_goes_move_as_they_do_in_one(monkeypatch: pytest.MonkeyPatch):
+    def after(at_once: int) -> list[torch.Tensor]:
+        monkeypatch.setattr("ivedit.training.muon._AT_ONCE", at_once)
+        torch.manual_seed(0)
+        weights = [nn.Parameter(torch.randn(6, 10)) for _ in range(5)] + [nn.Parameter(torch.randn(4))]
+        optimizer = MuonAdamW(weights, lr=0.1, weight_decay=0.1, beta1=0.9, beta2=0.99, momentum=0.95)
+        for _ in range(3):
+            for weight in weights:
+                weight.grad = torch.randn_like(weight)
+            optimizer.step()
+        return [weight.detach().clone() for weight in weights]
+
+    whole = after(10**9)
+    for at_once in (1, 130):  # each by itself; two, two and one
+        for one, other in zip(after(at_once), whole, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=2e-3)  # bfloat16 rounds other batches otherwise
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6), (8, 8)])
+def test_the_counted_operations_are_those_that_are_done(shape: tuple[int, int]):
+    with FlopCounterMode(display=False) as counter:
+        orthogonalise(torch.randn(3, *shape))
+    assert muon_flops([shape] * 3 + [(5,), (1, 7)]) == counter.get_total_flops()

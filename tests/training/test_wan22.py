@@ -33,8 +33,8 @@ def test_a_folder_in_the_layout_of_wan_22_trains_and_edits_a_clip(
     with media.VideoWriter(clip, (64, 96), 8) as film:
         for step in range(6):
             film.write(torch.full((3, 64, 96), step / 6))
-    arguments = ["--editor", str(run), "--backbone", "./wan", "--steps", "1", "--size", "64x96", "--window", "5", "--overlap", "1"]
-    assert edit.main([str(clip), "make it red", *arguments, "--out", "out.mp4"]) == 0
+    how = ["--steps", "1", "--size", "64x96", "--window", "5", "--overlap", "1", "--out", "out.mp4"]
+    assert edit.main([str(clip), "make it red", "--editor", str(run), "--backbone", "./wan", *how]) == 0
     assert "6 frames in " in capsys.readouterr().out
     frames = [frame for _, frame in media.VideoReader(tmp_path / "out.mp4")]
     assert len(frames) == 6 and frames[0].shape == (3, 64, 96)
