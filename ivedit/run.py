@@ -15,7 +15,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,10 @@ __all__ = ["import_plugins", "main", "run_config"]
 
 log = logging.getLogger("ivedit.run")
 
-VALUES = {"--explain": "the name of a setting, e.g. --explain train.lr"}
+VALUES = {
+    "--explain": "the name of a setting, e.g. --explain train.lr",
+    "--plan-json": "a file to write, e.g. --plan-json plan.json",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,21 +51,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, settings = split_options(given, OPTIONS, VALUES)
         if "--help" in options:
             return show(help_text())
-        composed = compose(settings)
+        planned = not {"--plan", "--plan-json"}.isdisjoint(options)
+        composed = compose(settings, for_reading=planned)
         if "--explain" in options:
             return show(explain(composed, options["--explain"]))
         if "--print-config" in options:
             return show(_described(composed))
+        if planned:
+            return _plan(composed.config, options)
     except ConfigError as error:
         return refuse(error)
     except BrokenPipeError:  # `--help | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except IveditError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return run_config(composed.config)
 
 
 def _described(composed: Composed) -> str:
     return f"# {' < '.join(['schema', *composed.layers])}\n{to_yaml(composed.config)}"
+
+
+def _plan(cfg: Config, options: Mapping[str, str]) -> int:
+    """Print what the run would need; the GPU, if there is one, is neither used nor waited for."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    import_plugins(cfg.plugins)
+    from ivedit.planning.command import plan
+
+    return show(plan(cfg, options.get("--plan", ""), options.get("--plan-json")))
 
 
 def run_config(cfg: Config) -> int:

@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "sweeping": {"evaluation", "tracking", "recording", "runfolder", "tracking_uri"} | GROUND,
     "judge": {"evaluation", "data", "sprites", "recording", "runfolder"} | GROUND,
     "reporting": {"evaluation", "sweeping", "tracking", "recording", "runfolder", "tracking_uri"} | GROUND,
+    # What a run would need, by running training and sampling on tensors without content.
+    "planning": {"training", "editor", "backbone"} | BOTTOM | RECORD | GROUND,
     "training": {"evaluation", "pipeline", "editor", "backbone"} | BOTTOM | RECORD | GROUND,
     "evaluation": {"pipeline", "editor", "backbone"} | BOTTOM | RECORD | GROUND,
     "exporting": {"evaluation", "pipeline", "editor", "backbone", "recording", "runfolder"} | BOTTOM | GROUND,
@@ -65,14 +67,17 @@ ONLY_IN = {
 }
 
 LIGHT = (
-    "run.py", "sweep.py", "edit.py", "evaluate.py", "report.py", "export.py", "runfolder.py", "errors.py", "registry.py",
-    "experiments.py", "filetypes.py",
+    "run.py", "sweep.py", "edit.py", "evaluate.py", "report.py", "export.py", "runfolder.py", "errors.py",
+    "registry.py", "experiments.py", "filetypes.py",
 )  # fmt: skip
 HEAVY = {
     "accelerate", "av", "cv2", "datasets", "diffusers", "lightning", "matplotlib", "mlflow", "numpy", "optuna", "PIL",
     "safetensors", "scipy", "tokenizers", "torch", "torchmetrics", "transformers",
 }  # fmt: skip
-HEAVY_PARTS = {"backbone", "data", "editing", "editor", "evaluation", "exporting", "flow", "pipeline", "pretrain", "sprites", "training"}
+HEAVY_PARTS = {
+    "backbone", "data", "editing", "editor", "evaluation", "exporting", "flow", "pipeline", "planning", "pretrain",
+    "sprites", "training",
+}  # fmt: skip
 
 DISTRIBUTION = {
     "PIL": "pillow", "cv2": "opencv-python-headless", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml",

@@ -17,7 +17,8 @@ def split_options(
 
     Args:
         arguments: The command line.
-        options: ``("--explain KEY", meaning)`` each; one with a second word takes a value.
+        options: ``("--explain KEY", meaning)`` each; one with a second word takes a value, which may be left out where
+            the word is in brackets.
         values: What each option with a value needs, in words and with an example, for the message when it is missing.
 
     Raises:
@@ -25,17 +26,21 @@ def split_options(
     """
     found: dict[str, str] = {}
     settings: list[str] = []
-    known = {text.split()[0]: " " in text for text, _ in options}
-    rest = iter(arguments)
-    for argument in rest:
+    known = {name: word for name, _, word in (text.partition(" ") for text, _ in options)}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
         name, equals, value = argument.partition("=")
         name = {"-h": "--help"}.get(name, name)
         if not name.startswith("-"):
             settings.append(argument)
         elif name not in known:
             raise ConfigError(f"option {name} is not known: {or_nearest(name, known)}")
+        elif known[name].startswith("["):
+            stands_alone = not rest or rest[0].startswith("-") or "=" in rest[0]
+            found[name] = value if equals or stands_alone else rest.pop(0)
         elif known[name]:
-            value = value if equals else next(rest, "")
+            value = value if equals else rest.pop(0) if rest else ""
             if not value:
                 raise ConfigError(f"{name} needs {values[name]}")
             found[name] = value

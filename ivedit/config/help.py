@@ -19,6 +19,7 @@ EXAMPLES = (
     ("experiment=imvideoedit train.lr=5e-4 editor.width=128", "the same with other settings"),
     ("experiment=ablation_no_gate --print-config", "what would run, as YAML; nothing is started"),
     ("experiment=control_every_2 --explain editor.every", "who set this value, and what it replaced"),
+    ("experiment=paper_14b --plan h100", "whether it fits, how long it takes, what saves memory; nothing is started"),
     ("train.max_steps=20 evaluation.clips=3 tracking.kind=none", "a quick trial without MLflow"),
     ("'data.operations=[recolour,remove]' train.max_minutes=null", "lists and null are written as in YAML"),
     ("'evaluation.editors={mine: runs/MY_RUN}'", "one more row in the table; evaluation.editors.mine=... adds to it"),
@@ -33,6 +34,12 @@ EXAMPLES = (
 OPTIONS = (
     ("--help", "this text"),
     ("--print-config", "print the composed and checked configuration as YAML, and stop"),
+    (
+        "--plan [GPU]",
+        "estimate memory, operations, pairs/s and time on a GPU, without touching one, and stop; GPU: h200, h100, "
+        "a100, 4090, l40s, or the one in this machine",
+    ),
+    ("--plan-json FILE", "write that estimate as JSON too"),
     ("--explain KEY", "print a setting's value and meaning, which file or argument set it, what it replaced, and stop"),
 )
 
