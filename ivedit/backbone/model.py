@@ -414,7 +414,7 @@ class Backbone(nn.Module):
             if len(embedded) > 1:
                 embedded = embedded.repeat_interleave(frames, dim=0)
         grid = self.grid(latents)
-        conditioning = self.condition(latents.new_zeros(1), embedded)
+        conditioning = self.condition(latents.new_zeros(len(embedded)), embedded)
         rotary = self.rotary(grid)
         hidden = self.embed(latents)
         unit = compiled(source_block, self.compiles) if self.compiles else source_block

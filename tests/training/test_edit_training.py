@@ -257,8 +257,8 @@ def test_a_frozen_weight_that_changes_is_noticed(tmp_path, monkeypatch):
 def test_three_steps_without_a_finite_loss_end_the_run_and_leave_a_good_checkpoint(tmp_path, monkeypatch):
     losses = EditModule.sample_losses
 
-    def broken(self, tensors):
-        value = losses(self, tensors)
+    def broken(self, tensors, weight=None):
+        value = losses(self, tensors, weight)
         return value * float("nan") if self.trainer.global_step >= 4 else value
 
     monkeypatch.setattr(EditModule, "sample_losses", broken)
