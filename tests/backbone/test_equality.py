@@ -123,8 +123,8 @@ def test_per_frame_source_is_each_frame_alone_and_joint_is_not():
     frames_as_batch = backbone.source_features(
         latents.transpose(1, 2).flatten(0, 1).unsqueeze(2), text.repeat_interleave(5), [0, 2], per_frame=True
     )
-    for level in (0, 1):
-        assert torch.equal(clip[level][0], frames_as_batch[level][:, 0])
+    for level in (0, 1):  # the clip's one text is read once for all frames, which rounds otherwise
+        torch.testing.assert_close(clip[level][0], frames_as_batch[level][:, 0], rtol=1e-5, atol=1e-5)
 
 
 def test_gradient_checkpointing_gives_the_same_gradient():
