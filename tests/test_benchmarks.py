@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import statistics
@@ -32,15 +33,23 @@ def test_help_names_its_options_and_a_wrong_number_of_steps_is_told(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_small_run_on_a_cpu_times_the_real_training_and_the_bare_loop(tmp_path: Path):
+def test_a_small_run_on_a_cpu_times_the_real_training_and_the_bare_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    spec = importlib.util.spec_from_file_location("training_step", SCRIPT)
+    assert spec and spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.chdir(tmp_path)
     options = ("--device", "cpu", "--steps", "4", "--window", "2", "--out", "new/step.json", "--note", "a test")
-    done = call(*options, *TINY, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    code = script.main([*options, *TINY])
+    done = capsys.readouterr()
+    assert code == 0, done.err
     report = json.loads((tmp_path / "new" / "step.json").read_text())
     assert list(report["arms"]) == ["eager", "bare"] and report["captured_to_eager"] is None
     for name, arm in report["arms"].items():
         assert len(arm["windows_steps_per_second"]) == 1 and arm["pairs_per_second"] > 0
-        assert f"| {name}" in done.stdout
+        assert f"| {name}" in done.out
     assert (report["batch_size"], report["device"], report["note"]) == (2, "cpu", "a test")
     assert report["environment"]["packages"]["torch"] and str(tmp_path) not in json.dumps(report)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]  # the runs were temporary

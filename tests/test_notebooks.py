@@ -9,7 +9,10 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 SMALLER = {
-    "quickstart": {"data.pairs=200": "data.pairs=24", "sampling.steps=8": "sampling.steps=2", "evaluation.clips=4": "evaluation.clips=2"},
+    "quickstart": {
+        "data.pairs=200": "data.pairs=24", "sampling.steps=8": "sampling.steps=2",
+        "evaluation.clips=4": "evaluation.clips=2",
+    },
 }  # fmt: skip
 """What a notebook's reader waits for a minute and a test need not: settings, each there once, and those to run with."""
 
