@@ -156,7 +156,9 @@ class EditModule(L.LightningModule):
         """`sample_losses` with the weights that training gives to the places of a pair (``flow.change_share``)."""
         share = self.cfg.flow.change_share
         weight = None if share == 0 else change_weight(tensors["source"], tensors["target"], share)
-        with self.backbone.compiling(self._compiler is not None and self._compiler.active):
+        if self._compiler is None:  # outside of a training run, whoever calls decides
+            return self.sample_losses(tensors, weight)
+        with self.backbone.compiling(self._compiler.active):
             return self.sample_losses(tensors, weight)
 
     def sample_losses(self, tensors: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
