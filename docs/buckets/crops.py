@@ -7,6 +7,7 @@ The photographs are scikit-image's and scikit-learn's own. Run it from the repos
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -17,6 +18,7 @@ import numpy as np
 import skimage.data
 import sklearn.datasets
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from ivedit.config.buckets import Size, bucket_sizes, nearest_bucket, size_name
 
@@ -65,7 +67,10 @@ def main() -> None:
             -0.25, 0.5, f"data.buckets=[{name}]", rotation=90, va="center", ha="right",
             transform=axes[0].transAxes, fontsize=10,
         )  # fmt: skip
-    figure.savefig(Path(__file__).with_name("crops.png"), dpi=85, pil_kwargs={"optimize": True})
+    pixels = io.BytesIO()
+    figure.savefig(pixels, dpi=85)
+    sheet = Image.open(pixels).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT)
+    sheet.save(Path(__file__).with_name("crops.png"), optimize=True)
 
 
 if __name__ == "__main__":
