@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["KeyMask", "attend", "key_mask", "with_bias"]
+__all__ = ["KeyMask", "attend", "key_mask", "sequence_starts", "with_bias"]
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,15 @@ def key_mask(real: Tensor, dtype: torch.dtype, *, before: int = 0, queries: int,
         bias, lengths = bias.repeat_interleave(copies, dim=0), lengths.repeat_interleave(copies)
     if not (_sequences and real.is_cuda and dtype in (torch.bfloat16, torch.float16)):
         return KeyMask(bias[:, None, None])
-    samples, keys = bias.shape
-    first = torch.arange(samples, device=real.device, dtype=torch.int32)
-    ends = torch.stack((first * keys + before + lengths, (first + 1) * keys), dim=1).flatten()
+    return KeyMask(bias[:, None, None], *sequence_starts(before + lengths, bias.shape[1], queries))
+
+
+def sequence_starts(lengths: Tensor, keys: int, queries: int) -> tuple[Tensor, Tensor]:
+    """Where the sequences of keys and of queries start, (2 B + 1,) int32 each, for (B,) `lengths` of `keys` keys."""
+    first = torch.arange(len(lengths), device=lengths.device, dtype=torch.int32)
+    ends = torch.stack((first * keys + lengths, (first + 1) * keys), dim=1).flatten()
     query_ends = ((first + 1) * queries).repeat_interleave(2)
-    return KeyMask(bias[:, None, None], F.pad(ends, (1, 0)), F.pad(query_ends, (1, 0)))
+    return F.pad(ends, (1, 0)), F.pad(query_ends, (1, 0))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: KeyMask | None) -> Tensor:
