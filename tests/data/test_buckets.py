@@ -26,6 +26,7 @@ from ivedit.data.shards import Shards
 from ivedit.errors import ConfigError, IveditError
 
 from .conftest import PhotoFolder, ToyEncoders
+from .setfiles import pair_rows, write_parquet
 
 THREE = ["32x48", "48x32", "32x32"]
 seeds = st.integers(0, 2**63 - 1)
@@ -202,6 +203,14 @@ def test_every_pair_is_cut_to_the_size_nearest_to_its_own_shape(mixed):
     record = reader.read(int(np.flatnonzero(module.buckets("train").of == 1)[0]))
     assert record.source.shape == (3, 48, 32)
     assert sum(module.buckets("train").counts().values()) == len(reader) == 33  # a tenth is held out
+
+
+def test_pairs_in_a_parquet_file_come_as_those_of_a_folder(mixed, tmp_path):
+    for number, row in enumerate(mixed.rows):
+        row["split"] = "val" if number % 6 == 5 else "train"
+    wrapped = write_parquet(tmp_path / "pairs.parquet", pair_rows(mixed))
+    folder, parquet = _config(mixed), _config(mixed, reader="set", path=str(wrapped))
+    assert _all_same(_module(folder).train_dataloader(), _module(parquet).train_dataloader())
 
 
 @pytest.mark.parametrize("extra", [{}, {"null_edits": 0.5, "flip": 0.5}])
