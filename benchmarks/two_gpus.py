@@ -17,6 +17,7 @@ everything else here (--compile turns it on).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -168,22 +169,20 @@ class Arm:
         trainer = build_trainer(cfg, None, told, max_steps=steps)
 
         def batches(position: int) -> Iterator[dict[str, Any]]:
+            # Number micro * world + rank: one rank with twice the micro-batches sees the same pairs as two.
             for micro in range(position, steps * accumulate):
-                step, place = divmod(micro, accumulate)
-                yield pairs.batch((step * accumulate + place) * world + self.ranks.rank)
+                yield pairs.batch(micro * world + self.ranks.rank)
 
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         fit(trainer, module, RunLoader(steps * accumulate, batches))
-        result = {
+        return {
             "backbone": name, "blocks": backbone.spec.blocks, "frozen_weights": None if shared else _count(backbone),
             "trained_weights": parameter_count(editor), "strategy": strategy if world > 1 else "one process",
             "batch_per_gpu": batch, "accumulate": accumulate, "world": world,
             "losses": told.losses, "seconds": told.seconds,
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None,
         }  # fmt: skip
-        del backbone, editor, module, trainer, pairs
-        return result
 
     def _settle(self) -> None:
         """What the building of whole weights has left must not count as the training's."""
@@ -240,7 +239,8 @@ def work(given: argparse.Namespace) -> None:
     two = ranks.world > 1
     layers, large_layers = (2, 2) if given.small else (given.layers, given.large_layers)
     large = given.backbone if given.small else given.large
-    arm, found = Arm(given, device, ranks), {}
+    arm = Arm(given, device, ranks)
+    found: dict[str, Any] = {}
     small: dict[str, Any] = {"layers": layers, "large": False}
     with no_library_bars():
         steps = (given.windows + 1) * given.window
@@ -274,7 +274,7 @@ def _pace(arm: dict[str, Any], given: argparse.Namespace) -> list[float]:
     """Pairs per second of all GPUs in each window but the first."""
     ends = arm["seconds"][given.window - 1 :: given.window]
     pairs = given.window * arm["batch_per_gpu"] * arm["accumulate"] * arm["world"]
-    return [pairs / (after - before) for before, after in zip(ends, ends[1:], strict=False)]
+    return [pairs / (after - before) for before, after in itertools.pairwise(ends)]
 
 
 def _apart(a: Sequence[float], b: Sequence[float]) -> float:
@@ -294,7 +294,9 @@ def _report(given: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
         "weights": "random, of the published shapes",
         "settings": {
             name: getattr(given, name)
-            for name in ("backbone", "layers", "large", "large_layers", "batch", "windows", "window", "small", "compile")
+            for name in (
+                "backbone", "layers", "large", "large_layers", "batch", "windows", "window", "small", "compile",
+            )
         },
         "pairs_per_second": {name: {"windows": paces[name], "median": medians[name]} for name in paces},
         "ratio": medians["two"] / medians["one"],

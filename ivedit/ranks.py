@@ -12,6 +12,7 @@ run folder; the process group of the training is made from the same store. Nothi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -24,7 +25,10 @@ from typing import Any
 
 from ivedit.errors import ConfigError, IveditError
 
-__all__ = ["MEETING_TIMEOUT", "Ranks", "check_ranks", "find_ranks", "join", "start", "tell_path"]
+__all__ = [
+    "MEETING_TIMEOUT", "Ranks", "address", "check_ranks", "failure_told", "find_ranks", "join", "leave", "start",
+    "tell_failure", "tell_path",
+]  # fmt: skip
 
 MEETING_TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others, at the start and later."""
@@ -32,7 +36,7 @@ MEETING_TIMEOUT = timedelta(minutes=30)
 STARTED = "IVEDIT_RANKS"
 """Set for the ranks that rank 0 has started itself."""
 
-_PATH_KEY = "ivedit/run_folder"
+_PATH_KEY, _FAILURE_KEY = "run_folder", "failure"
 _stores: dict[tuple[str, int], Any] = {}
 
 
@@ -189,6 +193,29 @@ def tell_path(ranks: Ranks, path: str | None) -> str | None:
         return path
     told = store.get(_PATH_KEY).decode()
     return None if told == "-" else str(told)
+
+
+def tell_failure(ranks: Ranks, reason: str) -> None:
+    """Say why this rank ends, so that rank 0 can write it down. Where nobody listens any more, say nothing."""
+    with contextlib.suppress(Exception):  # the store may be gone with rank 0, and this rank is failing already
+        _store(ranks).set(_FAILURE_KEY, f"rank {ranks.rank}: {reason}")
+
+
+def failure_told() -> str | None:
+    """What a rank has said with `tell_failure`; None when none has, or the ranks have not met."""
+    for store in _stores.values():
+        with contextlib.suppress(Exception):
+            if store.check([_FAILURE_KEY]):
+                return str(store.get(_FAILURE_KEY).decode())
+    return None
+
+
+def leave() -> None:
+    """Part from the others after the last thing that is done together; what rank 0 does then may take hours."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def join(train: Any) -> None:

@@ -16,7 +16,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivedit.config.command_line import refuse, show, split_options
@@ -24,10 +23,14 @@ from ivedit.config.compose import Composed, compose, to_yaml
 from ivedit.config.help import OPTIONS, explain, help_text
 from ivedit.config.rules import TASKS as PACKAGE_TASKS
 from ivedit.errors import ConfigError, IveditError, Stopped
+from ivedit.ranks import check_ranks, failure_told, find_ranks, join, leave, start, tell_failure
 from ivedit.sweeping.orphans import PARENT_VARIABLE, die_with_parent
 from ivedit.tasks import TASKS
+from ivedit.vigil import Vigil
 
 if TYPE_CHECKING:
+    import subprocess
+
     from ivedit.config import Config
     from ivedit.recording import Tracker
     from ivedit.runfolder import RunFolder
@@ -60,14 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if planned:
             return _plan(composed.config, options)
     except ConfigError as error:
-        return refuse(error)
+        return _refuse(error)
     except BrokenPipeError:  # `--help | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except IveditError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return run_config(composed.config)
+    return run_config(composed.config, given)
 
 
 def _described(composed: Composed) -> str:
@@ -83,34 +86,38 @@ def _plan(cfg: Config, options: Mapping[str, str]) -> int:
     return show(plan(cfg, options.get("--plan", ""), options.get("--plan-json")))
 
 
-def run_config(cfg: Config) -> int:
-    """Run a checked configuration, keeping its record, and return the exit code."""
-    from ivedit.runfolder import process_rank
+def run_config(cfg: Config, arguments: Sequence[str] | None = None) -> int:
+    """Run a checked configuration, keeping its record, and return the exit code.
 
-    first = process_rank() == 0
+    Args:
+        cfg: The configuration.
+        arguments: Of ``python -m ivedit.run``, with which rank 0 starts the others; None: it starts none.
+    """
+    from ivedit.meeting import open_folder
+
+    ranks = find_ranks()
+    first = ranks.rank == 0
     try:
         import_plugins(cfg.plugins)
-        run = _open_folder(cfg, first)
+        check_ranks(cfg.train, ranks)
+        run = open_folder(cfg, ranks)
     except ConfigError as error:
-        return refuse(error)
+        return _refuse(error)
     except IveditError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if first:
+            print(f"error: {error}", file=sys.stderr)
         return 1
+    others: list[subprocess.Popen[bytes]] = []
+    if cfg.train.devices > 1 and not ranks.started_by and arguments is not None:
+        others = start(arguments, cfg.train.devices, {PARENT_VARIABLE: str(os.getpid())})
     with _messages(first), run.logging_to_file() if first else contextlib.nullcontext():
         log.info("run folder: %s", run.path)
-        return _recorded(cfg, run)
+        return _recorded(cfg, run, others)
 
 
-def _open_folder(cfg: Config, first: bool) -> RunFolder:
-    from ivedit.runfolder import RunFolder
-
-    if not cfg.resume:
-        return RunFolder.create(cfg)
-    run = RunFolder.open(Path(cfg.resume).expanduser())
-    if first:
-        run.write_config(cfg)
-        run.update_status(state="RUNNING")
-    return run
+def _refuse(error: ConfigError) -> int:
+    """Say what is wrong with the configuration, once a machine, and return the exit code."""
+    return refuse(error) if find_ranks().local == 0 else 2
 
 
 def import_plugins(modules: list[str]) -> None:
@@ -155,7 +162,7 @@ def _messages(first: bool) -> Iterator[None]:
             logger.propagate = propagated
 
 
-def _recorded(cfg: Config, run: RunFolder) -> int:
+def _recorded(cfg: Config, run: RunFolder, others: Sequence[subprocess.Popen[bytes]] = ()) -> int:
     """Run the task; whatever happens, the run folder and the tracker end in the state that it ended in."""
     from ivedit.tracking import make_tracker
 
@@ -167,13 +174,17 @@ def _recorded(cfg: Config, run: RunFolder) -> int:
         elif _is_first():
             run.update_status(state=state, reason=reason)
 
+    vigil = Vigil(others, lambda reason: run.update_status(state="FAILED", reason=reason) if _is_first() else None)
     try:
         tracker = make_tracker(cfg, run)
-        with _interrupts_as_one_exception():
+        with _interrupts_as_one_exception(), vigil:
+            join(cfg.train)
             _task(cfg)(cfg, run, tracker)
+            leave()
     except KeyboardInterrupt:
         end("STOPPED", "interrupted")
-        _say_error(f"interrupted; continue with: {_resume_command(run)}")
+        if _is_first():
+            _say_error(f"interrupted; continue with: {_resume_command(run)}")
         return 130
     except Stopped as stop:
         end(stop.state, str(stop))
@@ -181,15 +192,21 @@ def _recorded(cfg: Config, run: RunFolder) -> int:
             log.info("%s", stop)
             return 0
         if "SIG" in str(stop):  # training ends the step it is in, keeps a checkpoint and names the signal
-            _say_error(f"{stop}; continue with: {_resume_command(run)}")
+            if _is_first():
+                _say_error(f"{stop}; continue with: {_resume_command(run)}")
             return 130
         log.info("stopped: %s; continue with: %s", stop, _resume_command(run))
         return 0
     except Exception as error:
         reason = "; ".join(error.problems) if isinstance(error, ConfigError) else _one_line(error)
+        if not _is_first():
+            tell_failure(find_ranks(), reason)
+        elif told := vigil.reason or failure_told():  # this rank's own error is then only that another is gone
+            reason = told
         _write_traceback(run)
         end("FAILED", reason)
-        _say_error(f"run failed: {reason} [run folder: {run.path}, traceback in its log.txt]")
+        if _is_first():
+            _say_error(f"run failed: {reason} [run folder: {run.path}, traceback in its log.txt]")
         return 2 if isinstance(error, ConfigError) else 1
     end("FINISHED")
     if _is_first():
@@ -206,9 +223,11 @@ def _interrupts_as_one_exception() -> Iterator[None]:
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    asking = (signal.SIGTERM, signal.SIGUSR1)  # the second is SLURM's, ahead of a time limit
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *asking)}
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
-        signal.signal(signal.SIGTERM, interrupt)
+        for number in asking:
+            signal.signal(number, interrupt)
     try:
         yield
     except SystemExit as leave:
@@ -241,7 +260,7 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
     _limit_threads(cfg)
     log.info("loading %s ...", cfg.backbone.path)
     from ivedit.backbone import Backbone
-    from ivedit.backbone.parts import bring
+    from ivedit.backbone.parts import bring, drop
     from ivedit.data.datamodule import PairDataModule
     from ivedit.editor import build_editor, count_weights, load_editor, resolve_editor_file
     from ivedit.evaluation import evaluate
@@ -277,13 +296,17 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
         editor = build_editor(cfg.editor, backbone, seed=cfg.seed)
     _announce(cfg, editor, device)
     outcome = train(cfg, backbone, editor, pairs, run, tracker)
+    leave()  # what follows is rank 0's alone
     if outcome.stopped_early:
         raise Stopped(outcome.stopped_early)
     if not _is_first():
         return
     log.info("trained %d steps in %.0f s; trained modules: %s", outcome.steps, outcome.seconds, outcome.editor_file)
     if cfg.evaluation.enabled:
-        bring(backbone, *ENCODERS)
+        if backbone.sharding is not None:  # rank 0 needs all of it, and the training's memory is free again
+            backbone.sharding = None
+            drop(backbone, "transformer")
+        bring(backbone, "transformer", *ENCODERS)
         rows = {cfg.name: load_editor(outcome.editor_file, backbone, map_location=device)}
         for row, place in cfg.evaluation.editors.items():
             rows[row] = load_editor(resolve_editor_file(place), backbone, map_location=device)
@@ -341,9 +364,7 @@ def _device(cfg: Config) -> str:
 
 
 def _is_first() -> bool:
-    from ivedit.runfolder import process_rank
-
-    return process_rank() == 0
+    return find_ranks().rank == 0
 
 
 def _resume_command(run: RunFolder) -> str:

@@ -52,6 +52,8 @@ MAY_IMPORT = {
     "tasks": {"recording", "runfolder"} | GROUND,
     "quiet": set(),
     "ranks": {"errors"},
+    "vigil": {"ranks"},
+    "meeting": {"ranks", "runfolder", "errors"},
     "errors": set(),
     "filetypes": set(),
     "__init__": set(),

@@ -153,6 +153,16 @@ def _capture_is_possible(c: Config) -> Iterator[str]:
         yield "a captured step runs on one GPU without gradient checkpointing; set train.capture=auto"
 
 
+@rule("train.strategy", "train.devices", "train.nodes", "task")
+def _shared_by_several(c: Config) -> Iterator[str]:
+    if c.train.strategy != "fsdp":
+        return
+    if c.train.devices == 1:
+        yield "the GPUs of a machine share the weights, and this is one; set train.devices, or train.strategy=auto"
+    if c.task in TASKS and c.task != "edit":
+        yield "the tiny pipeline fits every GPU; set train.strategy=auto"
+
+
 @rule("sampling.guidance", "text.dropout", "data.null_edits")
 def _guidance_has_a_trained_branch(c: Config) -> Iterator[str]:
     if c.task == "edit" and c.sampling.guidance > 1 and c.text.dropout == 0 and c.data.null_edits == 0:

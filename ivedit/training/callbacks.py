@@ -234,16 +234,18 @@ class Validation(StepCallback):
 class Stopper(StepCallback):
     """Ends a run between two steps, with a checkpoint: on SIGTERM, Ctrl-C, a time limit or a stop file.
 
-    The first Ctrl-C stops in order; a second one at once. ``reason`` says why, None while nobody asked. On several
-    devices any rank's signal or time limit stops all of them; the stop file is read by rank 0 alone, since ranks that
-    look at different moments would not agree on what it says. All ranks end with rank 0's reason.
+    SIGUSR1 is what SLURM sends ahead of a time limit (``--signal=USR1@120``). The first Ctrl-C stops in order; a second
+    one at once. ``reason`` says why, None while nobody asked. On several devices any rank's signal or time limit stops
+    all of them; the stop file is read by rank 0 alone, since ranks that look at different moments would not agree on
+    what it says. All ranks end with rank 0's reason.
 
     Args:
         max_minutes: Time limit from the start of `fit`; None: none.
         stop_file: Stop when this file exists (a sweep's parent writes it); its first line is the reason. None: none.
     """
 
-    _DISTRIBUTED_EVERY = 10
+    _AGREE_SECONDS = 5.0
+    """Ranks ask each other about this often, at a step that rank 0 names the time before."""
 
     def __init__(self, max_minutes: float | None = None, stop_file: str | Path | None = None) -> None:
         super().__init__()
@@ -252,6 +254,8 @@ class Stopper(StepCallback):
         self.reason: str | None = None
         self._asked: str | None = None
         self._started = time.monotonic()
+        self._next_meeting = 0
+        self._last_meeting = (0, 0.0)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()
@@ -261,12 +265,15 @@ class Stopper(StepCallback):
         # Lightning puts the handlers back that it found before fit.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_signal)
-            self._previous_sigint = signal.signal(signal.SIGINT, self._on_signal)
+            self._previous = {
+                number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGUSR1)
+            }
+        self._last_meeting = (trainer.global_step, time.monotonic())
+        self._next_meeting = trainer.global_step + 1
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        previous = self.__dict__.pop("_previous_sigint", None)
-        if previous is not None:
-            signal.signal(signal.SIGINT, previous)
+        for number, previous in self.__dict__.pop("_previous", {}).items():
+            signal.signal(number, previous)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         name = signal.Signals(number).name
@@ -286,15 +293,26 @@ class Stopper(StepCallback):
             return lines[0] if lines else f"asked to stop by {self.stop_file.name}"
         return None
 
+    def _agree(self, trainer: L.Trainer, step: int, wish: bool) -> bool:
+        """Whether any rank wishes to stop; also sets the step of the next meeting, by rank 0's pace."""
+        before, at = self._last_meeting
+        now = time.monotonic()
+        self._last_meeting = (step, now)
+        steps = int(self._AGREE_SECONDS * (step - before) / max(now - at, 1e-3)) if trainer.is_global_zero else 0
+        said = torch.tensor([float(wish), float(min(max(steps, 1), 1000)) if steps else 0.0])
+        said = said.to(trainer.strategy.root_device)
+        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
+        stop, ahead = said.tolist()
+        self._next_meeting = step + max(1, int(ahead))
+        return bool(stop)
+
     def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         if step >= trainer.max_steps:
             return
         wish = self._wish(trainer.is_global_zero)
         if trainer.world_size > 1:
             # All ranks must stop at the same step; asking costs a synchronisation, so only now and then.
-            if step % self._DISTRIBUTED_EVERY:
-                return
-            if not trainer.strategy.reduce_boolean_decision(wish is not None, all=False):
+            if step < self._next_meeting or not self._agree(trainer, step, wish is not None):
                 return
             wish = trainer.strategy.broadcast(wish or "stopped by another rank")  # rank 0's words
         if wish is None:

@@ -6,12 +6,14 @@ exist. Which of the two: ``train.strategy``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -22,14 +24,65 @@ from ivedit.backbone.loading import storage_dtype
 from ivedit.backbone.sharded import shard_backbone
 from ivedit.editor import Editor
 from ivedit.errors import IveditError
-from ivedit.ranks import MEETING_TIMEOUT, find_ranks
+from ivedit.ranks import MEETING_TIMEOUT, Ranks, address, find_ranks
 from ivedit.training.shares import Shares
 
 __all__ = [
-    "SharedStrategy", "build_strategy", "edit_parts", "gradient_sync", "in_step", "local_device", "share_editing",
+    "SharedStrategy", "build_environment", "build_strategy", "edit_parts", "gradient_sync", "in_step",
+    "local_device", "share_editing",
 ]  # fmt: skip
 
 T = TypeVar("T")
+
+
+class StartedRanks(ClusterEnvironment):
+    """Tells the Trainer what `ivedit.ranks` knows, so that it detects nothing, starts nothing and requeues nothing."""
+
+    def __init__(self, ranks: Ranks, devices: int) -> None:
+        super().__init__()
+        self._ranks, self._devices = ranks, devices
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """They are there."""
+        return True
+
+    @property
+    def main_address(self) -> str:
+        """Where they have met."""
+        return address(os.environ)[0]
+
+    @property
+    def main_port(self) -> int:
+        """The port there."""
+        return address(os.environ)[1]
+
+    @staticmethod
+    def detect() -> bool:
+        """Never by itself."""
+        return False
+
+    def world_size(self) -> int:
+        """All ranks."""
+        return self._ranks.world
+
+    def set_world_size(self, size: int) -> None:
+        """It is what it is."""
+
+    def global_rank(self) -> int:
+        """Of this process."""
+        return self._ranks.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """It is what it is."""
+
+    def local_rank(self) -> int:
+        """Of this process on its machine."""
+        return self._ranks.local
+
+    def node_rank(self) -> int:
+        """Of this machine; ranks are numbered machine by machine."""
+        return self._ranks.rank // self._devices
 
 
 class SharedStrategy(DDPStrategy):
@@ -85,6 +138,15 @@ def build_strategy(train: Any) -> Strategy | str:
     if train.devices * train.nodes == 1:
         return "auto"
     return DDPStrategy(timeout=MEETING_TIMEOUT, gradient_as_bucket_view=True, find_unused_parameters=False)
+
+
+def build_environment(train: Any) -> ClusterEnvironment | None:
+    """Where the Trainer gets its ranks from; None: it starts them itself (several, asked for by a script)."""
+    ranks = find_ranks()
+    if ranks.started_by:
+        return StartedRanks(ranks, train.devices)
+    # One process is one, also in a SLURM job that could have more.
+    return LightningEnvironment() if train.devices * train.nodes == 1 else None
 
 
 def gradient_sync(trainer: L.Trainer, last: bool) -> AbstractContextManager[Any]:

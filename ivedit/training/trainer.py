@@ -38,7 +38,7 @@ from ivedit.errors import IveditError
 from ivedit.quiet import no_trainer_tips
 from ivedit.training.callbacks import EmaCallback, MetricsLogger, Stopper, Validation, find_callback
 from ivedit.training.checkpoint import LAST, Checkpointer, check_fits, read_checkpoint
-from ivedit.training.distributed import build_strategy
+from ivedit.training.distributed import build_environment, build_strategy
 from ivedit.training.loader import RunLoader
 from ivedit.training.progress import ProgressLines
 
@@ -92,6 +92,7 @@ def build_trainer(
             devices=train.devices,
             num_nodes=train.nodes,
             strategy=build_strategy(train),
+            plugins=build_environment(train),
             precision="32-true",
             max_epochs=-1,
             max_steps=max_steps,
