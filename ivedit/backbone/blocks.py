@@ -25,6 +25,7 @@ __all__ = [
     "feed_forward",
     "modulated_input",
     "output_head",
+    "rotate",
     "run_block",
     "source_block",
 ]
@@ -97,7 +98,7 @@ def run_block(
         block: a `WanTransformerBlock`.
         hidden: (B, S, C) float32 residual stream.
         conditioning: timestep and text of this pass.
-        rotary: diffusers' cos and sin tables, (1, S, 1, head size) each.
+        rotary: cos and sin tables as `Backbone.rotary` gives them, (1, S, 1, head size) each.
         attend: replaces the block's self-attention of x; its result is multiplied by the block's gate.
         residual: x -> (B, S, C), added to the stream beside the gated self-attention.
         ffn: replaces the feed-forward network.
@@ -148,12 +149,14 @@ def output_head(transformer: Any, hidden: Tensor, conditioning: Conditioning) ->
     return transformer.proj_out(hidden)
 
 
-def _rotate(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Wan's rotary embedding, tokens (B, S, heads, head size), in the tables' precision."""
-    even, odd = tokens.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[..., 0::2], sin[..., 1::2]
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2).type_as(tokens)
+def rotate(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Wan's rotary embedding of tokens (..., head size), computed in the tables' precision, in the tokens' type.
+
+    Neighbours (a, b) become (a cos - b sin, b cos + a sin): each number times cos plus its neighbour times the sin of
+    its place, which is negative at even ones. So it is one pass without strides, and the same bits as pair by pair.
+    """
+    neighbours = tokens.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (tokens * cos + neighbours * sin).type_as(tokens)
 
 
 def attention(
@@ -178,7 +181,7 @@ def attention(
     q = attn.norm_q(_added(attn.to_q(x), query, x)).unflatten(2, (attn.heads, -1))
     k = attn.norm_k(_added(attn.to_k(x), key, x)).unflatten(2, (attn.heads, -1))
     v = _added(attn.to_v(x), value, x).unflatten(2, (attn.heads, -1))
-    q, k = _rotate(q, *rotary).to(v.dtype), _rotate(k, *rotary).to(v.dtype)
+    q, k = rotate(q, *rotary).to(v.dtype), rotate(k, *rotary).to(v.dtype)
     mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     mixed = mixed.transpose(1, 2).flatten(2)
     frozen = attn.to_out[0](mixed)

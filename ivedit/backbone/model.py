@@ -28,7 +28,7 @@ from ivedit.backbone.blocks import (
 )
 from ivedit.backbone.compiled import compiled
 from ivedit.backbone.encoding import decode_pixels, encode_latents, encode_texts
-from ivedit.backbone.identity import weights_digest
+from ivedit.backbone.identity import bits_digest, weights_digest
 from ivedit.backbone.loading import COMPONENTS, WAN_TEXT_LENGTH, keep_dtype, read_parts, storage_dtype
 from ivedit.backbone.offload import Offload
 from ivedit.backbone.parts import Origin
@@ -289,12 +289,18 @@ class Backbone(nn.Module):
         return Grid(frames, height // ph, width // pw)
 
     def rotary(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """diffusers' own cos and sin tables of a grid, (1, F*N, 1, head size) each, computed once per grid."""
+        """cos and sin tables of a grid, (1, F*N, 1, head size) each, computed once per grid.
+
+        They are diffusers' own but for the sign of sin at even places, which `blocks.rotate` wants and diffusers'
+        attention does not read.
+        """
         key = (grid, self.device)
         if key not in self._rotary:
             shape = (1, 1, grid.frames, grid.rows * self.spec.patch[1], grid.columns * self.spec.patch[2])
             with torch.no_grad():
-                self._rotary[key] = self.transformer.rope(torch.empty(shape, device="meta"))
+                cos, sin = self.transformer.rope(torch.empty(shape, device="meta"))
+                pairs = sin.unflatten(-1, (-1, 2))
+                self._rotary[key] = cos, torch.stack((-pairs[..., 0], pairs[..., 1]), dim=-1).flatten(-2)
         return self._rotary[key]
 
     def embed(self, latents: Tensor) -> Tensor:
@@ -433,12 +439,12 @@ class Backbone(nn.Module):
     # ---- identity of the weights
 
     def fingerprint(self, *, parts: Sequence[str] = ("transformer",), exact: bool = False) -> str:
-        """sha256 over names, shapes and values of frozen weights.
+        """What identifies frozen weights: names, shapes and values (see `ivedit.backbone.identity`).
 
         Args:
             parts: which of transformer, vae, text_encoder.
-            exact: hash the stored bytes (to prove that training changed nothing). Otherwise values are rounded to
-                bfloat16 first, so that one checkpoint has one fingerprint in float32 and in bfloat16 storage.
+            exact: of every stored bit, computed on the device (to see that training changed nothing). Otherwise the
+                sha256 of the values rounded to bfloat16: one checkpoint has one fingerprint, however it is stored.
         """
         plain = tuple(parts) == ("transformer",) and not exact
         if plain and self._fingerprint is not None:
@@ -450,7 +456,7 @@ class Backbone(nn.Module):
             for part in parts
             for name, weight in sorted(self._have(part).named_parameters())
         )
-        digest = weights_digest(weights, exact=exact)
+        digest = bits_digest(weights) if exact else weights_digest(weights)
         if plain:
             self._fingerprint = digest
         return digest

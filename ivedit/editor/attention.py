@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ivedit.backbone.blocks import rotate
 from ivedit.backbone.spec import BackboneSpec
 from ivedit.editor.context import ModuleText
 from ivedit.editor.padded import KeyMask, attend
@@ -28,7 +29,6 @@ __all__ = [
     "copy_linear",
     "kept_rows",
     "linear_together",
-    "rotary_pairs",
     "spatial_attention_size",
     "split_heads",
 ]
@@ -99,19 +99,6 @@ def linear_together(x: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
 def split_heads(tokens: Tensor, head_dim: int) -> Tensor:
     """(..., N, r) -> (..., heads, N, head size)."""
     return tokens.unflatten(-1, (-1, head_dim)).transpose(-2, -3)
-
-
-def rotary_pairs(tables: Rotary) -> Rotary:
-    """diffusers' doubled tables (1, N, 1, head size) -> cos and sin per rotated pair, (N, head size / 2)."""
-    cos, sin = tables
-    return cos[0, :, 0, 0::2].contiguous(), sin[0, :, 0, 1::2].contiguous()
-
-
-def rotate(tokens: Tensor, rotary: Rotary) -> Tensor:
-    """Turn (..., N, head size) by tables (N, head size / 2); float32 inside, the tokens' type outside."""
-    cos, sin = rotary
-    even, odd = tokens.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(tokens.dtype)
 
 
 class HeadNorm(nn.Module):
@@ -200,11 +187,11 @@ class SpatialAttention(nn.Module):
 
     def turned_queries(self, q: Tensor, rotary: Rotary) -> Tensor:
         """Q x (B, F, N, r) -> (B, F, heads, N, head size), normed and turned."""
-        return rotate(split_heads(self.norm_q(q), self.head_dim), rotary)
+        return rotate(split_heads(self.norm_q(q), self.head_dim), *rotary)
 
     def turned_keys(self, k: Tensor, rotary: Rotary) -> Tensor:
         """K s (B, F, N, r) -> (B, F, heads, N, head size), normed and turned."""
-        return rotate(split_heads(self.norm_k(k), self.head_dim), rotary)
+        return rotate(split_heads(self.norm_k(k), self.head_dim), *rotary)
 
     def values(self, y: Tensor) -> Tensor:
         """(B, F, N, C) -> (B, F, heads, N, head size)."""

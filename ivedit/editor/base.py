@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ivedit.backbone import Backbone, BackboneSpec
-from ivedit.editor.attention import rotary_pairs
 from ivedit.editor.context import EditText, GateRecord, SourceContext
 from ivedit.errors import ConfigError, IveditError
 
@@ -65,7 +64,7 @@ class Editor(nn.Module, ABC):
         self.name = str(config["variant"]) + ("+matched" if config["match_parameters"] is not None else "")
         self.blocks = module_blocks(int(config["every"]), backbone.spec.blocks)
         self.shapes = backbone.spec.shapes()
-        self._pairs: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._spatial: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
 
     @classmethod
     @abstractmethod
@@ -118,12 +117,13 @@ class Editor(nn.Module, ABC):
         """
 
     def spatial_rotary(self, backbone: Backbone, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin per rotated pair of the frame-0 positions of a clip's grid, (N, head size / 2)."""
+        """cos and sin of the frame-0 positions of a clip's grid, (N, head size) each."""
         grid = backbone.grid(latents)
         key = (grid.rows, grid.columns, backbone.device)
-        if key not in self._pairs:
-            self._pairs[key] = rotary_pairs(backbone.rotary(grid._replace(frames=1)))
-        return self._pairs[key]
+        if key not in self._spatial:
+            cos, sin = backbone.rotary(grid._replace(frames=1))
+            self._spatial[key] = cos[0, :, 0], sin[0, :, 0]
+        return self._spatial[key]
 
     def precision(self, backbone: Backbone) -> contextlib.AbstractContextManager[Any]:
         """Autocast for float32 trained weights beside bfloat16 frozen ones, where the caller has not set it."""

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivedit.backbone import BackboneSpec
+from ivedit.backbone.blocks import rotate
 from ivedit.config.schema import EditorConfig
 from ivedit.editor import (
     VARIANTS,
@@ -26,7 +27,7 @@ from ivedit.editor import (
     save_editor,
     variant_names,
 )
-from ivedit.editor.attention import aligned_map, kept_rows, rotary_pairs, rotate
+from ivedit.editor.attention import aligned_map, kept_rows
 from ivedit.editor.context import module_text
 from ivedit.editor.module import EditModule
 from ivedit.errors import ConfigError, IveditError
@@ -55,7 +56,8 @@ def tensors(backbone, frames=2, rows=3, columns=4, length=5, real=(3, 5)):
     words = torch.randn(2, length, backbone.spec.width, generator=generator)
     mask = torch.arange(length)[None] < torch.tensor(real)[:, None]
     grid = backbone.grid(torch.empty(2, 4, 1, rows, columns))
-    return x, s, words, mask, rotary_pairs(backbone.rotary(grid))
+    cos, sin = backbone.rotary(grid)
+    return x, s, words, mask, (cos[0, :, 0], sin[0, :, 0])
 
 
 def plain_attention(query, key, value, heads, mask=None):
@@ -72,7 +74,7 @@ def plain_attention(query, key, value, heads, mask=None):
 
 
 def turned(tokens, rotary, heads):
-    return rotate(tokens.unflatten(-1, (heads, -1)).transpose(0, 1), rotary).transpose(0, 1).flatten(1)
+    return rotate(tokens.unflatten(-1, (heads, -1)).transpose(0, 1), *rotary).transpose(0, 1).flatten(1)
 
 
 @torch.no_grad()
