@@ -146,9 +146,8 @@ def check(case: dict[str, Any], gpu: Any, device: Any, given: Any) -> dict[str, 
     }
     measured = measure(cfg, device, given)
     measured["pairs_per_second"] = pairs / (measured["seconds"] + measured["update_seconds"])
-    ratios = {"pairs_per_second": planned["pairs_per_second"] / measured["pairs_per_second"]}
-    if measured["peak_bytes"]:
-        ratios["peak_bytes"] = planned["peak_bytes"] / measured["peak_bytes"]
+    names = ("peak_bytes", "pairs_per_second") if device.type == "cuda" else ()
+    ratios = {name: planned[name] / measured[name] for name in names}
     return {"settings": case, "planned": planned, "measured": measured, "planned_to_measured": ratios}
 
 
@@ -292,10 +291,10 @@ def table(report: dict[str, Any]) -> str:
             lines.append(f"| {name} | {row['error']} |")
             continue
         plan, found, ratio = row["planned"], row["measured"], row["planned_to_measured"]
-        peak = f"{found['peak_bytes'] / 2**30:.1f} | {ratio['peak_bytes']:.2f}" if found["peak_bytes"] else "n/a | n/a"
+        peak = f"{found['peak_bytes'] / 2**30:.1f} | {ratio['peak_bytes']:.2f}" if ratio else "n/a | n/a"
+        pace = f"{found['pairs_per_second']:.2f} | {ratio['pairs_per_second']:.2f}" if ratio else "n/a | n/a"
         lines.append(
-            f"| {name} | {plan['peak_bytes'] / 2**30:.1f} | {peak} | {plan['pairs_per_second']:.2f} | "
-            f"{found['pairs_per_second']:.2f} | {ratio['pairs_per_second']:.2f} |"
+            f"| {name} | {plan['peak_bytes'] / 2**30:.1f} | {peak} | {plan['pairs_per_second']:.2f} | {pace} |"
         )
     return "\n".join(lines)
 

@@ -164,6 +164,7 @@ def _messages(first: bool) -> Iterator[None]:
 
 def _recorded(cfg: Config, run: RunFolder, others: Sequence[subprocess.Popen[bytes]] = ()) -> int:
     """Run the task; whatever happens, the run folder and the tracker end in the state that it ended in."""
+    from ivedit.planning.shortage import MemoryShortage, shortage_told
     from ivedit.tracking import make_tracker
 
     tracker: Tracker | None = None
@@ -177,7 +178,7 @@ def _recorded(cfg: Config, run: RunFolder, others: Sequence[subprocess.Popen[byt
     vigil = Vigil(others, lambda reason: run.update_status(state="FAILED", reason=reason) if _is_first() else None)
     try:
         tracker = make_tracker(cfg, run)
-        with _interrupts_as_one_exception(), vigil:
+        with _interrupts_as_one_exception(), vigil, shortage_told(cfg):
             join(cfg.train)
             _task(cfg)(cfg, run, tracker)
             leave()
@@ -207,6 +208,8 @@ def _recorded(cfg: Config, run: RunFolder, others: Sequence[subprocess.Popen[byt
         end("FAILED", reason)
         if _is_first():
             _say_error(f"run failed: {reason} [run folder: {run.path}, traceback in its log.txt]")
+            if isinstance(error, MemoryShortage):
+                _say_error(error.advice())
         return 2 if isinstance(error, ConfigError) else 1
     end("FINISHED")
     if _is_first():
@@ -261,7 +264,7 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
     log.info("loading %s ...", cfg.backbone.path)
     from ivedit.backbone import Backbone
     from ivedit.backbone.parts import bring, drop
-    from ivedit.data.datamodule import PairDataModule
+    from ivedit.data.stream import pair_data
     from ivedit.editor import build_editor, count_weights, load_editor, resolve_editor_file
     from ivedit.evaluation import evaluate
     from ivedit.training import prepare_pairs, train
@@ -282,7 +285,7 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
     else:
         count_weights(cfg.editor, backbone.spec)
     encoders = Encoders(cfg, backbone)
-    pairs = PairDataModule(
+    pairs = pair_data(
         cfg, encoders.encode_pixels, encoders.encode_text, encoders.fingerprint,
         device=device, multiple=backbone.spec.size_multiple,
     )  # fmt: skip

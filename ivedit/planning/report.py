@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ivedit.planning.backbones import backbone_configs
-from ivedit.planning.estimate import CONTEXT, DDP_SHARE, RESERVE, Planner, Step, steps_of_run
+from ivedit.planning.estimate import CONTEXT, DDP_SHARE, RESERVE, WORDS, Planner, Step, steps_of_run
 from ivedit.planning.gpus import DEFAULT, Gpu, detected_gpu, gpu_named
 from ivedit.planning.levers import levers
 from ivedit.planning.simulate import PARTS
 
-__all__ = ["chosen_gpu", "plan_text", "plan_values"]
+__all__ = ["chosen_gpu", "gibibytes", "lever_lines", "plan_text", "plan_values"]
 
 _TITLES = {
     "frozen": "frozen weights",
@@ -141,13 +141,13 @@ def plan_text(values: dict[str, Any], how: str = "") -> str:
     lines += [_row(f"trained: {part}", _millions(n)) for part, n in trained.items() if part != "all"]
     lines.append(_row("trained: all", _millions(trained["all"])))
     lines += ["", f"GPU memory at the fullest moment of a step ({m['peak_during']})"]
-    lines += [_row(_TITLES[part], _gib(m["peak"][part])) for part in PARTS if m["peak"][part] >= 2**20]
-    lines.append(_row("tensors together", _gib(m["peak_bytes"])))
-    lines.append(_row("CUDA context, allocator's loss (assumed)", _gib(m["context_bytes"] + m["reserve_bytes"])))
+    lines += [_row(_TITLES[part], gibibytes(m["peak"][part])) for part in PARTS if m["peak"][part] >= 2**20]
+    lines.append(_row("tensors together", gibibytes(m["peak_bytes"])))
+    lines.append(_row("CUDA context, allocator's loss (assumed)", gibibytes(m["context_bytes"] + m["reserve_bytes"])))
     fits = "fits" if m["fits"] else "DOES NOT FIT"
-    lines.append(_row("needed", _gib(m["needed_bytes"])) + f"  {fits} in {_gib(m['gpu_bytes'])}")
+    lines.append(_row("needed", gibibytes(m["needed_bytes"])) + f"  {fits} in {gibibytes(m['gpu_bytes'])}")
     lines.append(_row("largest train.batch_size that fits", str(m["largest_batch"])))
-    kept = "; ".join(f"{name} {_gib(size)}" for name, size in m["activations"].items())
+    kept = "; ".join(f"{name} {gibibytes(size)}" for name, size in m["activations"].items())
     lines.append(f"  activations at this batch: {kept}")
     lines += ["", "operations (TFLOP; a multiply-add is two)"]
     pair = values["flops"]["pair"]
@@ -166,15 +166,16 @@ def plan_text(values: dict[str, Any], how: str = "") -> str:
     lines += ["", f"editing a clip of {a['frames']} frames"]
     lines.append(_row("a denoising step", f"{a['step_seconds']:.3g} s") + f"  {a['step_flops'] / 1e12:.4g} TFLOP")
     lines.append(_row("the clip", _duration(a["clip_seconds"])))
-    lines.append(_row("source features", _gib(a["features_bytes"])))
+    lines.append(_row("source features", gibibytes(a["features_bytes"])))
     chosen = "kept: the steps are cheaper" if a["cached"] else "too large here: each step projects the features"
-    lines.append(_row("source keys and values in their place", _gib(a["cached_bytes"])) + f"  {chosen}")
-    lines.append(_row("tensors at the fullest moment", _gib(a["peak_bytes"])) + "  without the VAE")
+    lines.append(_row("source keys and values in their place", gibibytes(a["cached_bytes"])) + f"  {chosen}")
+    lines.append(_row("tensors at the fullest moment", gibibytes(a["peak_bytes"])) + "  without the VAE")
     c = values["cache"]
     where = {"none": "not kept", "disk": "on disk", "memory": "on the GPU" if c["on_gpu"] else "in host memory"}
     lines += ["", f"cache of latents and texts ({where[c['kind']]})"]
-    lines.append(_row("latents, texts (24 words each)", f"{_gib(c['latents_bytes'])}, {_gib(c['texts_bytes'])}"))
-    lines.append(_row("encoders' weights while it is filled", _gib(c["encoders_bytes"])))
+    sizes = f"{gibibytes(c['latents_bytes'])}, {gibibytes(c['texts_bytes'])}"
+    lines.append(_row(f"latents, texts ({WORDS} tokens each)", sizes))
+    lines.append(_row("encoders' weights while it is filled", gibibytes(c["encoders_bytes"])))
     lines += ["", "what saves memory in a training step, the cheapest first"]
     lines += lever_lines(values["levers"])
     return "\n".join(lines) + "\n"
@@ -182,7 +183,7 @@ def plan_text(values: dict[str, Any], how: str = "") -> str:
 
 def lever_lines(found: list[dict[str, Any]]) -> list[str]:
     """The levers as aligned lines."""
-    rows = [(lever["settings"], _gib(lever["saves"]), lever["cost"] + _changed(lever)) for lever in found]
+    rows = [(lever["settings"], gibibytes(lever["saves"]), lever["cost"] + _changed(lever)) for lever in found]
     if not rows:
         return ["  nothing that is left"]
     left = max(len(row[0]) for row in rows)
@@ -197,7 +198,8 @@ def _row(title: str, value: str) -> str:
     return f"  {title:<42}{value:>12}"
 
 
-def _gib(size: float) -> str:
+def gibibytes(size: float) -> str:
+    """Bytes in words."""
     if size >= 0.1 * 2**30:
         return f"{size / 2**30:.1f} GiB"
     return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
