@@ -66,12 +66,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "trained_weights": parameter_count(editor),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "frames": given.frames, "height": given.height, "width": given.width, "batch": given.batch,
-        "attention_backend": given.sdpa, "gradient_checkpointing": given.checkpointing,
+        "attention_backend": given.sdpa, "text_bias": given.text_bias, "inductor": given.inductor,
+        "gradient_checkpointing": given.checkpointing,
         "ceiling_tflops": round(ceiling(device), 1),
         "modes": {},
     }  # fmt: skip
     print(json.dumps({key: value for key, value in report.items() if key != "modes"}), flush=True)
-    with attention_backend(given.sdpa):
+    from torch._inductor import config as inductor
+
+    from ivedit.editor.padded import with_bias
+
+    chosen = {key: json.loads(value) for key, value in (item.split("=", 1) for item in given.inductor)}
+    with contextlib.ExitStack() as settings_of_torch:
+        settings_of_torch.enter_context(attention_backend(given.sdpa))
+        settings_of_torch.enter_context(inductor.patch(chosen))
+        if given.text_bias:
+            settings_of_torch.enter_context(with_bias())
         for mode in given.modes:
             report["modes"][mode] = row = measure(mode, given, backbone, editor, report)
             print(f"\n## {mode}\n" + text_of(row), flush=True)
@@ -102,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpointing", action="store_true", help="gradient checkpointing")
     add("--modes", nargs="+", default=["eager", "compiled"], choices=("eager", "compiled"), help="default: both")
     add("--sdpa", default="default", choices=("default", "flash", "cudnn", "efficient"), help="attention kernels")
+    add("--text-bias", action="store_true", help="mask padded text by a bias in place of sequences of own length")
+    add("--inductor", nargs="*", default=[], metavar="key=JSON",
+        help="settings of torch._inductor.config, e.g. coordinate_descent_tuning=true triton.multi_kernel=1")
     add("--steps", type=int, default=10, metavar="N", help="timed steps (default: 10)")
     add("--top", type=int, default=15, metavar="N", help="kernels to list (default: 15)")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
@@ -281,7 +294,10 @@ def counted(step: Callable[[], Any]) -> float:
     """TFLOP of one call, by PyTorch's counter."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    from ivedit.editor.padded import with_bias
+
+    # The counter does not know the variable-length kernel; so padded keys are counted as if they were attended to.
+    with FlopCounterMode(display=False) as counter, with_bias():
         step()
     return counter.get_total_flops() / 1e12
 
