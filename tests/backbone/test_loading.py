@@ -11,6 +11,7 @@ import torch
 
 from backbone.tiny import save_pipeline, tiny_backbone, tiny_vae
 from ivedit.backbone import Backbone
+from ivedit.backbone.identity import bits_digest
 from ivedit.backbone.spec import flow_shift, vae_factors
 from ivedit.errors import IveditError
 
@@ -71,6 +72,25 @@ def test_one_checkpoint_has_one_fingerprint_in_both_storage_types(folder):
         weight = single.blocks[1].attn1.to_q.weight
         weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
     assert single.fingerprint(exact=True) != before  # one bit is enough
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_any_bit_and_any_two_places_change_the_digest_of_bits(dtype):
+    torch.manual_seed(0)
+    weights = {"a": torch.randn(3, 4, 5).mul(50).to(dtype), "b": torch.randn(7).mul(50).to(dtype), "c": torch.zeros(0)}
+    digests = {bits_digest(weights.items())}
+    assert bits_digest(weights.items()) in digests
+    for name, (first, second) in (("a", (0, 1)), ("a", (3, 58)), ("b", (2, 6))):
+        changed = {key: value.clone() for key, value in weights.items()}
+        flat = changed[name].flatten()
+        flat[[first, second]] = flat[[second, first]]
+        changed[name] = flat.view_as(weights[name])
+        digests.add(bits_digest(changed.items()))
+        bits = weights[name].clone()
+        bits.view(torch.uint8).flatten()[-1] ^= 1
+        digests.add(bits_digest({**weights, name: bits}.items()))
+    digests.add(bits_digest({**weights, "a": weights["a"].view(4, 3, 5)}.items()))
+    assert len(digests) == 7  # the last bit of `a` is one and the same change twice
 
 
 @pytest.mark.parametrize(
