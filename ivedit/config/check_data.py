@@ -75,6 +75,14 @@ def _settings_of_sets(c: Config) -> Iterator[str]:
                 yield f"data.{name} belongs to data.reader=set; set that, or leave it out"
 
 
+@rule("data.streaming", "data.frame", "data.buckets")
+def _streams_are_plain(c: Config) -> Iterator[str]:
+    if c.data.streaming and c.data.frame != "none":
+        yield "videos are not streamed; set data.streaming=false, or leave data.frame out"
+    if c.data.streaming and c.data.buckets:
+        yield "batches of one size cannot be planned for a stream; set data.streaming=false, or leave data.buckets out"
+
+
 @rule("data.streaming", "data.cache", "text.gate")
 def _streams_come_once(c: Config) -> Iterator[str]:
     if not c.data.streaming:

@@ -195,7 +195,7 @@ class PairDataModule(L.LightningDataModule):
         stream = read_chunks(split.reader, chunks, workers=self.cfg.data.workers, replace=True)
         for pixels, indices in zip(stream, batches, strict=True):
             split.guard.note(pixels.indices, pixels.bad)
-            yield {**self._streamed(split, epoch, pixels), "numbers": indices}
+            yield {**self._streamed(split.words, epoch, pixels), "numbers": indices}
 
     def _cached(self, name: str, split: Split, epoch: int, indices: Ints) -> dict[str, Any]:
         assert self._latents is not None and split.rows is not None
@@ -209,10 +209,10 @@ class PairDataModule(L.LightningDataModule):
             **self._text_entries(picked, store.gather),
         }
 
-    def _streamed(self, split: Split, epoch: int, pixels: PixelBatch) -> dict[str, Any]:
+    def _streamed(self, words: Words, epoch: int, pixels: PixelBatch, keys: Ints | None = None) -> dict[str, Any]:
         indices = np.array(pixels.indices, dtype=np.int64)
-        picked = split.words.pick(epoch, indices)
-        ids = [split.words.ids[i] for i in indices]
+        picked = words.pick(epoch, indices, keys)
+        ids = [words.ids[i] for i in indices]
         both = torch.stack([pixels.source, pixels.target])
         mirrored = torch.from_numpy(picked.mirrored).to(both.device)[:, None, None, None]
         both = torch.where(mirrored, both.flip(-1), both)
@@ -221,7 +221,7 @@ class PairDataModule(L.LightningDataModule):
 
         def encode(numbers: Ints) -> TextStates:
             different, back = np.unique(numbers, return_inverse=True)
-            return self._encode([split.words.unique[i] for i in different])[torch.from_numpy(back)]
+            return self._encode([words.unique[i] for i in different])[torch.from_numpy(back)]
 
         return {
             "ids": ids, "source": source, "target": torch.where(null, source, target),

@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +23,8 @@ from ivedit.errors import IveditError
 __all__ = ["BadShare", "load_replaced", "read_ahead", "read_chunks"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _NAMED = 3  # bad records named in the error
 _FLOOR = 1000  # pairs: before this many (or all) are read, the share is taken of this many
@@ -164,7 +166,7 @@ def read_chunks(
         yield item
 
 
-def read_ahead(items: Iterator[PixelBatch], depth: int = 1) -> Iterator[PixelBatch]:
+def read_ahead(items: Iterator[T], depth: int = 1) -> Iterator[T]:
     """The same items, made by a thread that is up to `depth` of them ahead (decoders let other threads run).
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ivedit.data.table import (
 )
 from ivedit.errors import ConfigError
 
-__all__ = ["Scores", "find", "make_row", "position", "read_set"]
+__all__ = ["Scores", "field_columns", "find", "make_row", "merged", "position", "read_set"]
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +144,32 @@ def make_row(row: Mapping[str, Any], names: Mapping[str, str], root: Path, where
     )  # fmt: skip
 
 
+def field_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], what: str) -> dict[str, str]:
+    """Field -> column, judged by rows themselves where nothing declares their columns.
+
+    Raises:
+        ConfigError: as `column_names`.
+    """
+    there = dict.fromkeys(column for row in rows for column in row)
+    known = {}
+    for field in (*REQUIRED, *OPTIONAL):
+        # A text beside the images of a tar shard is their instruction, unless the set says otherwise.
+        tries = [columns[field]] if field in columns else [field, *(["txt"] if field == "instruction" else [])]
+        found = [column for column in tries if any(find(row, column, _MISSING) is not _MISSING for row in rows)]
+        if found:
+            known[field] = found[0]
+    return column_names([*there, *known.values()], {**columns, **known}, what)
+
+
+def merged(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A sample of a tar shard with the entries of its JSON members as columns of their own."""
+    flat = dict(row)
+    for column, words in row.items():
+        if (column == "json" or column.endswith(".json")) and isinstance(words, Mapping):
+            flat.update({name: value for name, value in words.items() if name not in row})
+    return flat
+
+
 def read_set(files: SetFiles, columns: Mapping[str, str], scores: Scores, most: int | None = None) -> list[TableRow]:
     """The rows of a split's files in order.
 
@@ -209,17 +235,11 @@ def _parquet_rows(path: Path, columns: Mapping[str, str], scores: Scores) -> Ite
 def _tar_rows(path: Path, columns: Mapping[str, str], scores: Scores) -> Iterator[_Raw]:
     from ivedit.data import tar
 
-    samples = list(tar.read_samples(path))
-    there = dict.fromkeys(column for _, sample in samples for column in sample)
-    known = {}
-    for field in (*REQUIRED, *OPTIONAL):
-        # A text beside the images is their instruction, unless the set says otherwise.
-        tries = [columns[field]] if field in columns else [field, *(["txt"] if field == "instruction" else [])]
-        found = [column for column in tries if any(find(s, column, _MISSING) is not _MISSING for _, s in samples)]
-        if found:
-            known[field] = found[0]
-    names = column_names([*there, *known.values()], {**columns, **known}, path.name)
-    scores.check([*there, *(c for c in scores.least if any(find(s, c) is not None for _, s in samples))], path.name)
+    samples = [(key, merged(sample)) for key, sample in tar.read_samples(path)]
+    rows = [sample for _, sample in samples]
+    names = field_columns(rows, columns, path.name)
+    there = dict.fromkeys(column for row in rows for column in row)
+    scores.check([*there, *(c for c in scores.least if any(find(row, c) is not None for row in rows))], path.name)
     for field in ("source", "target", "mask"):
         for _, sample in samples[:1] if field in names else ():
             value = find(sample, names[field])

@@ -17,7 +17,9 @@ from ivedit.data.place import Place
 from ivedit.data.record import PairTexts
 from ivedit.errors import ConfigError, or_nearest
 
-__all__ = ["TableRow", "as_instructions", "as_text", "column_names", "inside", "read_table", "refuse_rows", "some"]
+__all__ = [
+    "TableRow", "as_instructions", "as_text", "column_names", "inside", "literal", "read_table", "refuse_rows", "some",
+]  # fmt: skip
 
 REQUIRED = ("source", "target", "instruction")
 OPTIONAL = ("id", "source_caption", "target_caption", "mask", "operation", "split", "group")
@@ -96,7 +98,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     features = Features({name: Value("string") for name in header})
     return _rows(
         lambda: load_dataset(
-            "csv", data_files=_literal(path), split="train", streaming=True, features=features,
+            "csv", data_files=literal(path), split="train", streaming=True, features=features,
             keep_default_na=False, index_col=False, encoding="utf-8-sig",
         ),
         path,
@@ -110,10 +112,10 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"data.table: {path.name!r} must end in .csv or .jsonl")
     if path.stat().st_size == 0:
         raise ConfigError(f"data.table: {path.name!r} is empty")
-    return _rows(lambda: load_dataset("json", data_files=_literal(path), split="train", streaming=True), path)
+    return _rows(lambda: load_dataset("json", data_files=literal(path), split="train", streaming=True), path)
 
 
-def _literal(path: Path) -> str:
+def literal(path: Path) -> str:
     """`datasets` takes patterns: brackets and stars of a real name are quoted."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path))
 

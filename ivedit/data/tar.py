@@ -27,8 +27,7 @@ _MEMBER_BYTES = 256 * 2**20
 def read_samples(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The samples of a shard in order: (key, column -> value).
 
-    A `.json` member's entries are columns of their own, and the whole is the column `json`; a `.txt` member is text;
-    any other is a `Member`.
+    A `.json` member is parsed, a `.txt` member is text, any other is a `Member`.
 
     Raises:
         ConfigError: the shard is no plain tar file, is cut off, or holds what must not be in it.
@@ -61,10 +60,6 @@ def read_samples(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         broken = [v.name for v in sample.values() if isinstance(v, Member) and v.offset + v.size > end]
         if broken:
             raise ConfigError(f"data.path: {path.name!r} is cut off inside {broken[0]!r}")
-        for column in [c for c in sample if c == "json" or c.endswith(".json")]:
-            words = sample[column]
-            if isinstance(words, dict):
-                sample.update({name: value for name, value in words.items() if name not in sample})
         yield key, sample
 
 

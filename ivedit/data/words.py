@@ -94,8 +94,10 @@ class Words:
                 self.unique.append(text)
         return np.array([self._numbers[text] for text in texts], dtype=np.int64)
 
-    def _instruction(self, epoch: int, indices: Ints) -> Ints:
-        choice = order.choose(self.seed, "instruction", epoch, indices, self.counts[indices])
+    def _instruction(self, epoch: int, indices: Ints, keys: Ints | None = None) -> Ints:
+        choice = order.choose(
+            self.seed, "instruction", epoch, indices if keys is None else keys, self.counts[indices]
+        )
         return self.instructions[self.starts[indices] + choice]
 
     def _partner(self, epoch: int) -> Ints:
@@ -110,20 +112,27 @@ class Words:
             self._partners = (epoch, partner)
         return self._partners[1]
 
-    def pick(self, epoch: int, indices: Ints) -> Picked:
-        """The choices for the pairs `indices` (B,) in an epoch: the same whatever batch they stand in."""
-        instruction = self._instruction(epoch, indices)
+    def pick(self, epoch: int, indices: Ints, keys: Ints | None = None) -> Picked:
+        """The choices for the pairs `indices` (B,) in an epoch: the same whatever batch they stand in.
+
+        Args:
+            epoch: Of training.
+            indices: The pairs.
+            keys: (B,) what the draws hang on where that is not the pairs' indices: their places in a stream.
+        """
+        keys = indices if keys is None else keys
+        instruction = self._instruction(epoch, indices, keys)
         target = instruction if self.captions is None else self.captions[indices]
         gate = instruction
         if self.text.gate == "shuffled":
             gate = self._instruction(epoch, self._partner(epoch)[indices])
         source = instruction if self.text.source == "instruction" else np.full_like(instruction, EMPTY)
-        null = order.uniform(self.seed, "null edit", epoch, indices) < self.null_edits
+        null = order.uniform(self.seed, "null edit", epoch, keys) < self.null_edits
         # The source text stays where texts are dropped: guidance compares two branches with the same source features.
-        dropped = null | (order.uniform(self.seed, "text dropout", epoch, indices) < self.dropout)
+        dropped = null | (order.uniform(self.seed, "text dropout", epoch, keys) < self.dropout)
         mirrored = np.zeros(len(indices), dtype=bool)
         if self.sided is not None:
-            mirrored = self.reader.mirrored(indices, epoch) & ~self.sided[indices]
+            mirrored = self.reader.mirrored(keys, epoch) & ~self.sided[indices]
         return Picked(
             np.where(dropped, EMPTY, target), np.where(dropped, EMPTY, gate), source, null, mirrored
         )
