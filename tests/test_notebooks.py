@@ -13,6 +13,7 @@ SMALLER = {
         "data.pairs=200": "data.pairs=24", "sampling.steps=8": "sampling.steps=2",
         "evaluation.clips=4": "evaluation.clips=2",
     },
+    "look_inside_the_gate": {"steps=10": "steps=2"},
 }  # fmt: skip
 """What a notebook's reader waits for a minute and a test need not: settings, each there once, and those to run with."""
 
