@@ -269,6 +269,7 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
     from ivedit.evaluation import evaluate
     from ivedit.training import prepare_pairs, train
     from ivedit.training.encoders import ENCODERS, Encoders
+    from ivedit.training.run import total_steps
 
     device = _device(cfg)
     backbone = Backbone.load(
@@ -297,7 +298,7 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
         editor = load_editor(resolve_editor_file(cfg.init_from), backbone, map_location=device)
     else:
         editor = build_editor(cfg.editor, backbone, seed=cfg.seed)
-    _announce(cfg, editor, device)
+    _announce(cfg, editor, device, total_steps(cfg, pairs.batches_per_epoch))
     outcome = train(cfg, backbone, editor, pairs, run, tracker)
     leave()  # what follows is rank 0's alone
     if outcome.stopped_early:
@@ -331,18 +332,15 @@ def _judge(cfg: Config, run: RunFolder, tracker: Tracker, device: str) -> None:
     log.info("\n%s", (run.path / TABLE).read_text(encoding="utf-8"))
 
 
-def _announce(cfg: Config, editor: Any, device: str) -> None:
+def _announce(cfg: Config, editor: Any, device: str, steps: int) -> None:
     t = cfg.train
-    per_batch = t.batch_size * t.devices * t.nodes
-    steps = t.max_steps if t.max_steps is not None else t.epochs * (cfg.data.pairs // per_batch) // t.accumulate
     log.info(
-        "training %s: %s weights, %s pairs, %s%d steps of %d pairs, on %s",
+        "training %s: %s weights, %s pairs, %d steps of %d pairs, on %s",
         cfg.editor.variant,
         f"{sum(weight.numel() for weight in editor.parameters()):,}",
         f"{cfg.data.pairs:,}",
-        "at most " if cfg.data.buckets and t.max_steps is None else "",  # each size leaves a rest
         steps,
-        per_batch * t.accumulate,
+        t.batch_size * t.devices * t.nodes * t.accumulate,
         device,
     )
 
