@@ -17,6 +17,7 @@ import itertools
 import logging
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -234,11 +235,11 @@ def _in_order(stream: RowStream) -> Generator[TableRow, None, None]:
 
 def _rows_of(file: str) -> int:
     """Rows of a parquet file, local or on the hub, from its footer."""
-    import fsspec
     import pyarrow.parquet as pq
+    from huggingface_hub import HfFileSystem
 
     try:
-        with fsspec.open(file, "rb") as opened:
+        with HfFileSystem().open(file, "rb") if file.startswith("hf://") else Path(file).open("rb") as opened:
             return int(pq.ParquetFile(opened).metadata.num_rows)
     except Exception as problem:  # of the network, the hub's client or the file
         what = (str(problem).splitlines() or [type(problem).__name__])[0]
