@@ -1,0 +1,414 @@
+"""The method at true size: training and sampling beside the side-by-side mechanism, framework beside a bare loop.
+
+    python benchmarks/wan.py --out wan.json                       # a GPU: all parts, about seven minutes
+    python benchmarks/wan.py --parts training --out training.json
+    python benchmarks/wan.py --device cpu --small                 # the same code at a toy size
+    python benchmarks/wan.py --table a.json b.json                # the tables of what was measured before
+
+Published backbones with random weights of true size (cost, memory and gradients are those of the real ones):
+
+- training: pairs per second of the real training (`ivedit.training.fit`: Trainer, optimiser, averaging, logging; blocks
+  compiled, the step captured), for `paper_1.3b`'s editor and for ViFeEdit's mechanism, each at its own best batch; the
+  share of the matrix-product ceiling that was measured in the same process, counted operations, modules included; then
+  200 steady steps, from which the paper's 65,000 pairs are extrapolated, between two stretches of a bare loop;
+- sampling: one step of 81 frames at 480x832 of the frozen backbone, of our editor and of the side-by-side mechanism;
+- sprites: the framework beside a bare loop where steps are short, batch 64.
+
+The bare loop is the same compiled and captured step with clipping, optimiser and averaging, without Trainer, schedule,
+draws by seed, logging, progress and data module. Counted operations are those of forward and backward passes, without
+the optimiser; recomputing is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in (ROOT, ROOT / "benchmarks"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))  # a clone that is not installed
+
+from profile_step import ceiling, counted, latents, sampling_steps, texts, timed  # noqa: E402
+from wan_tables import PAIRS, tables  # noqa: E402
+
+EDITORS = {
+    "ours": (),
+    "side_by_side": ("editor.variant=side_by_side", "editor.rank=32", "editor.width=null", "editor.gate_grain=channel",
+                     "editor.copy_path=true", "text.source=instruction"),
+}  # fmt: skip
+"""What each changes of `paper_1.3b`; the side-by-side mechanism has no modules of a width."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print tables, write JSON after each part; 1 when a part failed."""
+    given = _parser().parse_args(arguments)
+    if given.table:
+        for file in given.table:
+            print(tables(json.loads(file.read_text(encoding="utf-8"))) + "\n")
+        return 0
+    import torch
+
+    from ivedit.runfolder import describe_environment
+
+    given.device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(given.device)
+    environment = {key: value for key, value in describe_environment().items() if key != "command"}
+    report: dict[str, Any] = {
+        "benchmark": "wan",
+        "weights": "random, of the published shapes",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "size": "toy" if given.small else "480x832",
+        "ceiling_tflops": round(ceiling(device), 1),
+        "environment": environment,
+        "note": given.note,
+    }
+    failed = False
+    for name in given.parts:
+        started = time.monotonic()
+        try:
+            found = {"training": training, "sampling": sampling, "sprites": sprites}[name](given, device, report)
+        except Exception as error:  # the other parts are still worth their time
+            import traceback
+
+            traceback.print_exc()
+            found, failed = {"error": f"{type(error).__name__}: {error}"}, True
+        report[name] = found | {"took_seconds": round(time.monotonic() - started, 1)}
+        print(json.dumps({name: report[name]}), flush=True)
+        write(given.out, report)
+        forget(device)
+    print(tables(report))
+    return int(failed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/wan.py", description="Training and sampling at true size.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--parts", nargs="+", default=["training", "sampling", "sprites"], choices=("training", "sampling", "sprites"),
+        help="default: all")  # fmt: skip
+    add("--editors", nargs="+", default=list(EDITORS), choices=list(EDITORS), help="training: default both")
+    add("--batches", nargs="+", type=int, default=[8], metavar="N", help="training: batches to try (default: 8)")
+    add("--steps", type=int, default=200, metavar="N", help="training: steady steps of ours (default: 200; 0: none)")
+    add("--window", type=int, default=10, metavar="N", help="steps whose mean pace is one value (default: 10)")
+    add("--layers", type=int, metavar="N", help="only so many blocks")
+    add("--frames", type=int, default=81, metavar="N", help="sampling: frames of the clip (default: 81)")
+    add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    add("--small", action="store_true", help="two blocks and small pictures: for trying it out")
+    add("--out", type=Path, metavar="FILE", help="write the values, with the environment, as JSON")
+    add("--note", default="", metavar="TEXT", help="kept in the JSON: what else the machine was doing")
+    add("--table", nargs="+", type=Path, metavar="FILE", help="print the tables of these and measure nothing")
+    return parser
+
+
+def write(out: Path | None, report: dict[str, Any]) -> None:
+    """As far as it has come."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def forget(device: Any) -> None:
+    """Give a part's memory back before the next one."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def settings(given: argparse.Namespace, *changes: str) -> Any:
+    """`paper_1.3b` with these changes."""
+    from ivedit.config import load
+
+    # a data set is named in that experiment; the pairs here are random, at 480x832 whatever these say
+    data = ("data.reader=sprites", "data.path=null", "data.height=480", "data.width=480", "data.cache=memory")
+    return load(
+        "paper_1.3b", *data, f"train.accelerator={given.device}", "train.accumulate=1", "train.warmup_steps=2",
+        f"train.log_every={given.window}", *changes,
+    )  # fmt: skip
+
+
+def wan(given: argparse.Namespace, device: Any) -> Any:
+    """The 1.3B backbone."""
+    from ivedit.backbone import random_backbone
+
+    backbone = random_backbone("wan2.1_1.3b", device=device, layers=2 if given.small else given.layers)
+    backbone._fingerprint = "random"  # hashing it would take longer than a part
+    return backbone
+
+
+def shape(given: argparse.Namespace, batch: int, frames: int = 1) -> argparse.Namespace:
+    """What `profile_step` reads: sizes of latents and texts."""
+    height, width = (32, 32) if given.small else (480, 832)
+    return argparse.Namespace(batch=batch, frames=frames, height=height, width=width, features=False)
+
+
+def random_pairs(given: argparse.Namespace, backbone: Any, batch: int, device: Any) -> list[dict[str, Any]]:
+    """A few batches as the data module gives them, held on the device."""
+    sizes = shape(given, batch)
+    empty = texts(sizes, backbone, 1).to(device)
+
+    def one() -> dict[str, Any]:
+        words = texts(sizes, backbone, 24).to(device)
+        source, target = latents(sizes, backbone).to(device), latents(sizes, backbone).to(device)
+        return {"source": source, "target": target, "text_target": words, "text_gate": words, "text_source": empty}
+
+    return [one() for _ in range(3)]
+
+
+# ---- training
+
+
+class Told:
+    """A tracker that keeps when metrics were read back: then the device has done all steps before."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def log_metrics(self, values: dict[str, float], step: int) -> None:
+        """Once in ``log_every`` steps."""
+        if "train/loss" in values:
+            self.seconds.append(time.perf_counter())
+
+
+def framework_paces(cfg: Any, module: Any, batches: Callable[[int], Iterator[Any]], steps: int) -> list[float]:
+    """Steps per second in each window of the real training after the first one, which compiles and captures."""
+    from ivedit.training import build_trainer, fit
+    from ivedit.training.loader import RunLoader
+
+    told = Told()
+    trainer = build_trainer(cfg, None, told, max_steps=steps)
+    fit(trainer, module, RunLoader(steps, batches))
+    return [cfg.train.log_every / (after - before) for before, after in itertools.pairwise(told.seconds)]
+
+
+def bare_paces(module: Any, batches: list[Any], device: Any, steps: int, window: int) -> list[float]:
+    """The same for a loop with nothing around it."""
+    import torch
+
+    from ivedit.training.captured import StaticStep
+    from ivedit.training.ema import Ema
+    from ivedit.training.optim import clip_and_guard
+
+    cfg, weights = module.cfg, module.trained_parameters()
+    module._compiler = None  # a training run has left its own
+    module.to(device)
+    optimizer = module.configure_optimizers()["optimizer"]
+    average = Ema(weights, cfg.train.ema)
+    captured = StaticStep(module.training_losses, weights, device, graph=device.type == "cuda")
+    count = len(batches[0]["target"])
+    paces, since = [], 0.0
+    with module.backbone.compiling(device.type == "cuda"):
+        for step in range(steps):
+            if step % window == 0:
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                now = time.perf_counter()
+                if step:
+                    paces.append(window / (now - since))
+                since = now
+            batch = batches[step % len(batches)]
+            r = torch.rand(count, device=device)
+            tensors = module.step_tensors(batch, r, range(count), shift=module.shift, kind="uniform")
+            tensors["noise"] = torch.randn_like(batch["target"])
+            _, gradients = captured(tensors)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
+            clip_and_guard(optimizer, gradients, cfg.train.clip)
+            optimizer.step()
+            average.update()
+    return paces[1:]
+
+
+def training(given: argparse.Namespace, device: Any, report: dict[str, Any]) -> dict[str, Any]:
+    """Pairs per second of both mechanisms; the long stretch of ours."""
+    import torch
+
+    from ivedit.editor import build_editor, parameter_count
+    from ivedit.training import EditModule
+
+    found: dict[str, Any] = {"rows": []}
+    backbone = wan(given, device)
+    for name in given.editors:
+        cfg = settings(given, *EDITORS[name])
+        editor = build_editor(cfg.editor, backbone, seed=0)
+        tflop = pair_tflop(given, cfg, backbone, editor, device)
+        for size in given.batches:
+            cfg.train.batch_size = size
+            steps = 3 * given.window
+            module = EditModule(backbone, editor, cfg, max_steps=steps)
+            pool = random_pairs(given, backbone, size, device)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            began = time.perf_counter()
+            paces = framework_paces(cfg, module, endless(pool), steps)
+            row = {
+                "editor": name, "batch": size, "trained_weights": parameter_count(editor),
+                "pairs_per_second": size * statistics.median(paces),
+                "windows_pairs_per_second": [size * pace for pace in paces],
+                "tflop_per_pair": tflop, "seconds": time.perf_counter() - began, "peak_gb": peak(device),
+            }  # fmt: skip
+            row["tflops"] = row["pairs_per_second"] * tflop
+            row["share_of_ceiling"] = row["tflops"] / report["ceiling_tflops"]
+            found["rows"].append(row)
+            print(json.dumps(row), flush=True)
+            del module, pool
+            forget(device)
+    best = {name: max((row for row in found["rows"] if row["editor"] == name), key=lambda row: row["pairs_per_second"])
+            for name in given.editors}  # fmt: skip
+    if len(best) == 2:
+        ours, other = best["ours"], best["side_by_side"]
+        found["ratio"] = ours["pairs_per_second"] / other["pairs_per_second"]
+        found["ratio_counted"] = other["tflop_per_pair"] / ours["tflop_per_pair"]
+    if given.steps and "ours" in best:
+        found["steady"] = steady(given, backbone, device, best["ours"]["batch"])
+    return found
+
+
+def steady(given: argparse.Namespace, backbone: Any, device: Any, size: int) -> dict[str, Any]:
+    """Ours for many steps, between two stretches of the bare loop."""
+    from ivedit.editor import build_editor
+    from ivedit.training import EditModule
+
+    cfg = settings(given)
+    cfg.train.batch_size = size
+    pool = random_pairs(given, backbone, size, device)
+    paces: dict[str, list[float]] = {"bare": [], "framework": []}
+    for arm, steps in (("bare", 4 * given.window), ("framework", given.steps + given.window),
+                       ("bare", 4 * given.window)):  # fmt: skip
+        module = EditModule(backbone, build_editor(cfg.editor, backbone, seed=0), cfg, max_steps=steps)
+        if arm == "bare":
+            paces[arm] += bare_paces(module, pool, device, steps, given.window)
+        else:
+            paces[arm] += framework_paces(cfg, module, endless(pool), steps)
+        del module
+        forget(device)
+    return overhead(paces, size)
+
+
+def overhead(paces: dict[str, list[float]], size: int) -> dict[str, Any]:
+    """The two paces, what the framework costs, and how long the paper's schedule would take."""
+    pace = {arm: len(values) / sum(1 / value for value in values) for arm, values in paces.items()}  # time-weighted
+    return {
+        "batch": size,
+        "windows_steps_per_second": paces,
+        "pairs_per_second": {arm: size * value for arm, value in pace.items()},
+        "overhead": pace["bare"] / pace["framework"] - 1,
+        "paper_schedule_minutes": PAIRS / (size * pace["framework"]) / 60,
+    }
+
+
+def endless(pool: list[Any]) -> Callable[[int], Iterator[Any]]:
+    """Batches of the pool in turn, from a position on."""
+    return lambda position: (pool[number % len(pool)] for number in itertools.count(position))
+
+
+def pair_tflop(given: argparse.Namespace, cfg: Any, backbone: Any, editor: Any, device: Any) -> float:
+    """Counted operations of one pair, forward and backward."""
+    import torch
+
+    from ivedit.training import EditModule
+
+    module = EditModule(backbone, editor, cfg, max_steps=1).to(device)
+    batch = random_pairs(given, backbone, 1, device)[0]
+    tensors = module.step_tensors(batch, torch.tensor([0.5]), [0], shift=module.shift, kind="uniform")
+    moved = {name: value.to(device) for name, value in tensors.items()}
+    found = counted(lambda: module.sample_losses(moved).mean().backward())
+    for weight in module.trained_parameters():
+        weight.grad = None
+    return float(found)
+
+
+def peak(device: Any) -> float | None:
+    """GB that tensors have held at most."""
+    import torch
+
+    return round(torch.cuda.max_memory_allocated() / 1e9, 2) if device.type == "cuda" else None
+
+
+# ---- sampling
+
+
+def sampling(given: argparse.Namespace, device: Any, report: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of one denoising step, and of reading the source once."""
+    from ivedit.editor import build_editor
+
+    backbone, found = wan(given, device), {"frames": 5 if given.small else given.frames, "rows": []}
+    sizes = shape(given, 1, found["frames"])
+    for name in EDITORS:
+        editor = build_editor(settings(given, *EDITORS[name]).editor, backbone, seed=0).to(device)
+        steps = sampling_steps(sizes, backbone, editor)
+        tflop = {step: counted(call) for step, call in steps.items()}
+        with backbone.compiling(device.type == "cuda"):
+            seconds = {step: statistics.median(timed(call, device, 5)) for step, call in steps.items()}
+        if not found["rows"]:
+            row = {"row": "frozen", "seconds": seconds["frozen"], "tflop": tflop["frozen"], "source_seconds": 0.0}
+            found["rows"].append(row)
+        row = {"row": name, "seconds": seconds["edit"], "tflop": tflop["edit"], "source_seconds": seconds["source"],
+               "frozen_seconds": seconds["frozen"]}  # fmt: skip
+        found["rows"].append(row)
+        print(json.dumps(row), flush=True)
+        del editor, steps
+        forget(device)
+    frozen, ours, other = found["rows"]
+    found["to_frozen"] = ours["seconds"] / ours["frozen_seconds"]
+    found["to_frozen_counted"] = ours["tflop"] / frozen["tflop"]
+    found["faster_than_side_by_side"] = other["seconds"] / ours["seconds"]
+    found["faster_counted"] = other["tflop"] / ours["tflop"]
+    return found
+
+
+# ---- sprites
+
+
+def sprites(given: argparse.Namespace, device: Any, report: dict[str, Any]) -> dict[str, Any]:
+    """Framework and bare loop with the shipped pipeline and its data module, batch 64."""
+    from ivedit.backbone import Backbone
+    from ivedit.config import load
+    from ivedit.data.datamodule import PairDataModule
+    from ivedit.editor import build_editor
+    from ivedit.training import EditModule
+
+    size, steps = (4, 6) if given.small else (64, 260)
+    window = 2 if given.small else 20
+    cfg = load(
+        "imvideoedit", f"data.pairs={20 * size}", f"data.validation_pairs={size}", f"train.batch_size={size}",
+        "flow.draws_per_pair=1", f"train.accelerator={given.device}", f"train.log_every={window}",
+        f"train.compile={'on' if device.type == 'cuda' else 'off'}",
+    )  # fmt: skip
+    backbone = Backbone.load(cfg.backbone.path, dtype=cfg.backbone.dtype, device=device, text_length=cfg.text.length)
+    paces: dict[str, list[float]] = {"bare": [], "framework": []}
+    for arm in ("bare", "framework", "bare", "framework"):
+        editor = build_editor(cfg.editor, backbone, seed=0)
+        module = EditModule(backbone, editor, cfg, max_steps=steps)
+        data = PairDataModule(cfg, backbone.encode_pixels, backbone.encode_text, backbone.fingerprint(), device=device)
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1)  # type: ignore[assignment]
+        data.setup("fit")
+        if arm == "bare":
+            held = list(data.train_dataloader())[:8]
+            paces[arm] += bare_paces(module, held, device, steps, window)
+        else:
+
+            def batches(position: int, data: Any = data) -> Iterator[Any]:
+                data.set_micro_batches(position)
+                while True:
+                    yield from data.train_dataloader()
+
+            paces[arm] += framework_paces(cfg, module, batches, steps)
+        forget(device)
+    return overhead(paces, size)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

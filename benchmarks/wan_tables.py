@@ -1,0 +1,55 @@
+"""The tables of `wan.py`, from its JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["PAIRS", "tables"]
+
+PAIRS = 65_000
+"""13,000 pairs, five epochs: the paper's schedule."""
+
+
+def tables(report: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [f"{report['device']}, random weights, {report['size']}; ceiling {report['ceiling_tflops']} TFLOP/s", ""]
+    part = report.get("training", {})
+    if "rows" in part:
+        lines += ["| editor | trained weights | batch | pairs/s | TFLOP a pair | of the ceiling | peak GB |",
+                  "|---|---|---|---|---|---|---|"]  # fmt: skip
+        for row in part["rows"]:
+            lines.append(
+                f"| {row['editor']} | {row['trained_weights'] / 1e6:.1f}M | {row['batch']} | "
+                f"{row['pairs_per_second']:.1f} | {row['tflop_per_pair']:.1f} | {row['share_of_ceiling']:.0%} | "
+                f"{row['peak_gb']} |"
+            )
+        if "ratio" in part:
+            lines += ["", f"ours / side by side: {part['ratio']:.2f} (counted: {part['ratio_counted']:.2f})"]
+        if "steady" in part:
+            lines += ["", *_overhead_lines(part["steady"], schedule=True)]
+    part = report.get("sampling", {})
+    if "rows" in part:
+        lines += ["", f"| {part['frames']} frames | ms a step | TFLOP | reading the source, ms |", "|---|---|---|---|"]
+        lines += [f"| {row['row']} | {1000 * row['seconds']:.0f} | {row['tflop']:.0f} | "
+                  f"{1000 * row['source_seconds']:.0f} |" for row in part["rows"]]  # fmt: skip
+        lines += [
+            "",
+            f"ours / frozen: {part['to_frozen']:.3f} (counted: {part['to_frozen_counted']:.3f}); "
+            f"side by side / ours: {part['faster_than_side_by_side']:.2f} (counted: {part['faster_counted']:.2f})",
+        ]
+    part = report.get("sprites", {})
+    if "overhead" in part:
+        lines += ["", "sprites:", *_overhead_lines(part, schedule=False)]
+    return "\n".join(lines)
+
+
+def _overhead_lines(part: dict[str, Any], *, schedule: bool) -> list[str]:
+    pace = part["pairs_per_second"]
+    lines = [
+        f"batch {part['batch']}: framework {pace['framework']:.2f} pairs/s, bare loop {pace['bare']:.2f}: "
+        f"overhead {part['overhead']:.1%}"
+    ]
+    if schedule:
+        count = len(part["windows_steps_per_second"]["framework"])
+        lines.append(f"{PAIRS:,} pairs at that pace ({count} windows): {part['paper_schedule_minutes']:.1f} minutes")
+    return lines
