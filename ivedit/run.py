@@ -263,6 +263,7 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
     _limit_threads(cfg)
     log.info("loading %s ...", cfg.backbone.path)
     from ivedit.backbone import Backbone
+    from ivedit.backbone.loading import check_parts
     from ivedit.backbone.parts import bring, drop
     from ivedit.data.stream import pair_data
     from ivedit.editor import build_editor, count_weights, load_editor, resolve_editor_file
@@ -272,6 +273,7 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
     from ivedit.training.run import total_steps
 
     device = _device(cfg)
+    check_parts(cfg.backbone.path)  # every part, before an hour of encoding; all that is missing is fetched at once
     backbone = Backbone.load(
         cfg.backbone.path,
         dtype=cfg.backbone.dtype,
@@ -280,7 +282,6 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
         components=(),
         gradient_checkpointing=cfg.backbone.gradient_checkpointing,
     )
-    # What can be refused is refused before an hour of encoding.
     if cfg.init_from:
         resolve_editor_file(cfg.init_from)
     else:

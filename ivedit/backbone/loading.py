@@ -21,7 +21,9 @@ from ivedit.backbone.weights import keep_dtype, read_transformer
 from ivedit.errors import IveditError
 from ivedit.quiet import no_library_bars
 
-__all__ = ["Parts", "align", "keep_dtype", "read_parts", "resolve_folder", "storage_dtype"]
+__all__ = [
+    "Checked", "Parts", "align", "check_parts", "keep_dtype", "read_parts", "resolve_folder", "storage_dtype",
+]  # fmt: skip
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 TEXT_ENCODERS = ("UMT5EncoderModel", "T5EncoderModel")
@@ -112,22 +114,23 @@ def _require_safetensors(folder: Path, part: str) -> None:
         raise IveditError(f"{folder} is incomplete: {', '.join(missing[:2])}{more} is missing; fetch it again")
 
 
-def read_parts(
-    path: str | Path,
-    *,
-    dtype: torch.dtype,
-    components: Sequence[str] = COMPONENTS,
-    text_length: int | None = None,
-    device: torch.device | str = "cpu",
-) -> Parts:
-    """Read the asked components: the transformer to the device, tensor by tensor, the smaller others onto the CPU.
+@dataclass(frozen=True)
+class Checked:
+    """A folder that can be run, and its configs."""
+
+    folder: Path
+    index: dict[str, Any]
+    scheduler_config: dict[str, Any]
+    vae_config: dict[str, Any]
+    transformer_config: dict[str, Any]
+
+
+def check_parts(path: str | Path, components: Sequence[str] = COMPONENTS) -> Checked:
+    """Find a pipeline's folder, fetching it where need be, and see that these components can be read; reads no weight.
 
     Args:
-        path: folder, hub name or `wan-sprites`.
-        dtype: storage type of transformer and text encoder (what Wan keeps in float32 stays so; the VAE is float32).
+        path: folder, hub name, known name or `wan-sprites`.
         components: any of transformer, vae, text_encoder (which brings its tokenizer).
-        text_length: overrides the folder's own.
-        device: of the transformer. On a CPU its weights are mapped from the files where their type allows it.
 
     Raises:
         IveditError: anything that `spec.check_transformer_config` or the checks here refuse, by name.
@@ -144,6 +147,31 @@ def read_parts(
     check_transformer_config(str(path), transformer_config, vae_factors(vae_config)[0])
     for part in components:
         _require_safetensors(folder, part)
+    return Checked(folder, index, scheduler_config, vae_config, transformer_config)
+
+
+def read_parts(
+    path: str | Path,
+    *,
+    dtype: torch.dtype,
+    components: Sequence[str] = COMPONENTS,
+    text_length: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Parts:
+    """Read the asked components: the transformer to the device, tensor by tensor, the smaller others onto the CPU.
+
+    Args:
+        path: as of `check_parts`.
+        dtype: storage type of transformer and text encoder (what Wan keeps in float32 stays so; the VAE is float32).
+        components: as of `check_parts`.
+        text_length: overrides the folder's own.
+        device: of the transformer. On a CPU its weights are mapped from the files where their type allows it.
+
+    Raises:
+        IveditError: as `check_parts`, or weights that are not those of their config.
+    """
+    checked = check_parts(path, components)
+    folder = checked.folder
 
     import diffusers
     import transformers
@@ -159,7 +187,7 @@ def read_parts(
     text_encoder = tokenizer = None
     with no_library_bars():
         if "text_encoder" in components:
-            text_encoder = getattr(transformers, index["text_encoder"][1]).from_pretrained(
+            text_encoder = getattr(transformers, checked.index["text_encoder"][1]).from_pretrained(
                 folder, subfolder="text_encoder", dtype=dtype, use_safetensors=True, local_files_only=True
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -167,7 +195,7 @@ def read_parts(
             )
         vae = diffusers_part("vae", torch.float32)
         if "transformer" in components and torch.device(device).type != "cpu":
-            transformer = read_transformer(folder, transformer_config, dtype, torch.device(device))
+            transformer = read_transformer(folder, checked.transformer_config, dtype, torch.device(device))
         else:
             transformer = diffusers_part("transformer", dtype)
     for module in (transformer, vae, text_encoder):
@@ -182,8 +210,8 @@ def read_parts(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler_config=scheduler_config,
-        vae_config=vae_config,
-        transformer_config=transformer_config,
+        scheduler_config=checked.scheduler_config,
+        vae_config=checked.vae_config,
+        transformer_config=checked.transformer_config,
         text_length=text_length or WAN_TEXT_LENGTH,
     )

@@ -118,3 +118,11 @@ def test_an_editor_that_cannot_be_built_is_refused_before_anything_is_encoded(fo
     assert main(["experiment=imvideoedit", f"backbone={folder}", *SETTINGS, "editor.width=20"]) == 2
     said = capsys.readouterr()
     assert "editor.width" in said.err and "loading the" not in said.out
+
+
+def test_a_transformer_that_did_not_arrive_is_told_before_anything_is_encoded(folder, here, tmp_path, capsys):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    assert main(["experiment=imvideoedit", f"backbone={broken}", *SETTINGS]) == 1
+    said = capsys.readouterr()
+    assert "transformer holds no .safetensors weights" in said.err and "loading the" not in said.out
