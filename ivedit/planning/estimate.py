@@ -212,7 +212,7 @@ class Planner:
         """With the time of its kernels, by kind; those of the update apart."""
         seconds = dict.fromkeys(("frozen", "modules", "attention", "other", "update", "launches"), 0.0)
         for operation in trace.operations:
-            taken = self.gpu.seconds(operation.kind, operation.flops, operation.moved)
+            taken = self.gpu.seconds(operation.kind, operation.flops, operation.moved, operation.length)
             if operation.phase == "update":
                 seconds["update"] += taken
             else:

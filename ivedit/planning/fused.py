@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
-from ivedit.planning.ledger import Ledger
+from ivedit.planning.ledger import Ledger, gpu_kernels
 
 __all__ = ["Fusion", "fusion_of"]
 
@@ -106,14 +106,25 @@ class _Exchanged(TorchFunctionMode):
 
 def _traced(block: Block, leaf: Tensor) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Forward and backward graph as the compiler's partitioner leaves them."""
+    with gpu_kernels(norms=False), _Reads() as reads:
+        block(leaf)
+    reads.found.pop(id(leaf), None)
+    constants = list(reads.found.values())
+
+    def lifted(hidden: Tensor, *given: Tensor) -> Tensor:
+        places = [id(leaf), *(id(t) for t in constants)]
+        with _Exchanged(dict(zip(places, (hidden, *given), strict=True))):
+            return block(leaf)
+
+    with gpu_kernels(norms=False):
+        return _graphs(lifted, leaf, constants)
+
+
+def _graphs(function: Any, leaf: Tensor, constants: list[Tensor]) -> tuple[fx.GraphModule, fx.GraphModule]:
     from torch._functorch.aot_autograd import aot_function, make_boxed_func
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.decomposition import select_decomp_table
 
-    with _Reads() as reads:
-        block(leaf)
-    reads.found.pop(id(leaf), None)
-    constants = list(reads.found.values())
     graphs: dict[str, fx.GraphModule] = {}
 
     def keep(name: str) -> Callable[..., Any]:
@@ -123,13 +134,8 @@ def _traced(block: Block, leaf: Tensor) -> tuple[fx.GraphModule, fx.GraphModule]
 
         return compiler
 
-    def lifted(hidden: Tensor, *given: Tensor) -> Tensor:
-        places = [id(leaf), *(id(t) for t in constants)]
-        with _Exchanged(dict(zip(places, (hidden, *given), strict=True))):
-            return block(leaf)
-
     traced = aot_function(
-        lifted,
+        function,
         keep("forward"),
         keep("backward"),
         partition_fn=min_cut_rematerialization_partition,

@@ -26,7 +26,8 @@ class Gpu:
         memory_gib: Memory that torch may use, GiB.
         bf16_tflops: Dense peak by the data sheet, TFLOP/s.
         bandwidth_gbs: Memory bandwidth by the data sheet, GB/s.
-        product, attention: Shares of the peak that matrix products and fused attention reach.
+        product, attention: Shares of the peak that matrix products and fused attention over many keys reach.
+        attention_half: Keys at which attention reaches half of its share.
         traffic: Share of the bandwidth that everything else reaches.
         launch_us: Host time to launch one kernel, microseconds.
         share: measured on that GPU, or assumed.
@@ -39,6 +40,7 @@ class Gpu:
     bandwidth_gbs: float
     product: float
     attention: float
+    attention_half: float
     traffic: float
     launch_us: float
     share: str
@@ -48,9 +50,11 @@ class Gpu:
         """Bytes that torch may use."""
         return self.memory_gib * 2**30
 
-    def seconds(self, kind: str, flops: float, moved: float) -> float:
-        """Time of one kernel: its operations or its traffic, whichever takes longer."""
-        reached = self.attention if kind == "attention" else self.product
+    def seconds(self, kind: str, flops: float, moved: float, length: int = 0) -> float:
+        """Time of one kernel: its operations or its traffic, whichever takes longer; see `Operation`."""
+        reached = self.product
+        if kind == "attention":
+            reached = self.attention * length / (length + self.attention_half)
         return max(flops / (self.bf16_tflops * 1e12 * reached), moved / (self.bandwidth_gbs * 1e9 * self.traffic))
 
 

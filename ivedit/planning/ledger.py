@@ -42,13 +42,15 @@ class Operation:
     """One kernel: floating-point operations (a multiply-add is two), bytes read and written, what it is for.
 
     ``kind`` is frozen (a product with a frozen weight), modules (any other product: with trained weights, or for their
-    gradients), attention, or other (no product: norms, activations, copies, the optimiser).
+    gradients), attention, or other (no product: norms, activations, copies, the optimiser). ``length`` is the number of
+    keys that attention goes over, 0 for anything else.
     """
 
     flops: int
     moved: int
     kind: str
     phase: str
+    length: int = 0
 
 
 def storage_of(tensor: Tensor) -> int:
@@ -117,7 +119,8 @@ class Ledger(TorchDispatchMode):
             flops = int(formula(*args, **(kwargs or {}), out_val=out))
             kind = self._kind(func, given)
         moved = sum(_bytes(t) for t in (*given, *results))
-        self.operations.append(Operation(flops, moved, kind, self.phase))
+        length = max(t.shape[-2] for t in given if t.ndim == 4) if kind == "attention" else 0
+        self.operations.append(Operation(flops, moved, kind, self.phase, length))
         return out
 
     def _kind(self, func: Any, given: list[Tensor]) -> str:
@@ -151,14 +154,15 @@ def _bytes(tensor: Tensor) -> int:
 
 
 @contextmanager
-def gpu_kernels() -> Iterator[None]:
+def gpu_kernels(*, norms: bool = True) -> Iterator[None]:
     """Attention and RMS norm run as a GPU's fused kernels: flash attention without a mask, memory-efficient with one.
 
-    The functions themselves are exchanged, since a `TorchFunctionMode` is switched off during a backward pass, where
-    gradient checkpointing runs the forward pass again.
+    With ``norms`` off RMS norm is spelled out, as the compiler sees it. The functions themselves are exchanged: a
+    `TorchFunctionMode` is off during a backward pass, where gradient checkpointing runs the forward pass again.
     """
     before = F.scaled_dot_product_attention, F.rms_norm
-    F.scaled_dot_product_attention, F.rms_norm = _attention, _rms_norm  # type: ignore[assignment]
+    F.scaled_dot_product_attention = _attention  # type: ignore[assignment]
+    F.rms_norm = _rms_norm if norms else _SPELLED_OUT
     try:
         yield
     finally:
@@ -178,5 +182,23 @@ def _attention(
     return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
 
 
+_SPELLED_OUT = F.rms_norm
+
+
 def _rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    return torch.ops.aten._fused_rms_norm(x, list(shape), weight, eps)[0]
+    return _FusedRmsNorm.apply(x, weight)
+
+
+class _FusedRmsNorm(torch.autograd.Function):
+    """What the fused kernels of RMS norm read, write and keep; torch spells the norm out for anything but a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight, _ = ctx.saved_tensors
+        wanted = weight is not None and ctx.needs_input_grad[1]
+        return gradients[0] + torch.empty_like(x), torch.empty_like(weight) if wanted else None
