@@ -94,6 +94,8 @@ class Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if path == "/api/repos/create":
             return self._create(json.loads(body))
+        if path == "/api/validate-yaml":
+            return self._json(200, {"errors": [], "warnings": []})
         if path.endswith(".git/info/lfs/objects/batch"):
             return self._batch(json.loads(body))
         name, action = "/".join(parts[2:4]), parts[4]
@@ -113,8 +115,10 @@ class Handler(BaseHTTPRequestHandler):
         if asked["organization"] in self.hub.readers_only:
             return self._deny(403, "", "You don't have the rights to create a model under this namespace")
         if name in self.hub.repositories:
-            return self._json(409, {"error": "You already created this model repo", "url": f"{self.hub.address}/{name}"})
-        self.hub.repositories[name] = Repository(bool(asked.get("private")))
+            known = {"error": "You already created this model repo", "url": f"{self.hub.address}/{name}"}
+            return self._json(409, known)
+        # Older clients say `private`, newer ones `visibility`.
+        self.hub.repositories[name] = Repository(bool(asked.get("private")) or asked.get("visibility") == "private")
         return self._json(200, {"url": f"{self.hub.address}/{name}", "name": name, "id": name})
 
     def _batch(self, asked: dict[str, Any]) -> None:
@@ -197,11 +201,10 @@ def running() -> Iterator[Hub]:
         thread.join()
 
 
-def environment(hub: Hub | None, home: str, token: str | None = TOKEN) -> dict[str, str]:
-    """Variables with which a process uses this hub, and nothing of the person's own login; None: one that is not there."""
-    address = hub.address if hub is not None else "http://127.0.0.1:9"
+def environment(hub: Hub, home: str) -> dict[str, str]:
+    """Variables with which a process uses this hub, and nothing of the person's own login."""
     fields = {
-        "HF_ENDPOINT": address, "HF_HOME": home, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+        "HF_ENDPOINT": hub.address, "HF_HOME": home, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
     }  # fmt: skip
-    return {**fields, **({"HF_TOKEN": token} if token else {"HF_TOKEN": "", "HF_TOKEN_PATH": f"{home}/none"})}
+    return {**fields, "HF_TOKEN": TOKEN}

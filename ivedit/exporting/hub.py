@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ivedit.errors import ConfigError, IveditError
 from ivedit.exporting.folder import Exported
@@ -88,7 +87,7 @@ def push(upload: Upload) -> str:
         )  # fmt: skip
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
-        raise IveditError(f"{upload.name}: {_refusal(status, error)}{_again(upload)}") from error
+        raise IveditError(f"{upload.name}: {_refusal(upload.name, status, error)}{_again(upload)}") from error
     except IveditError:
         raise
     except Exception as error:  # without a connection the client raises many types, some of its HTTP library's own
@@ -96,11 +95,11 @@ def push(upload: Upload) -> str:
     return str(getattr(done, "repo_url", None) or f"{api.endpoint}/{upload.name}")
 
 
-def _refusal(status: int | None, error: Any) -> str:
+def _refusal(name: str, status: int | None, error: Exception) -> str:
     if status == 401:
         return "the hub does not accept this login; run `hf auth login` again, or set another HF_TOKEN"
     if status == 403:
-        return f"this login may not write to {error.request.url.path.split('/api/')[-1]}; use a token with write access"
+        return f"this login may not write there; use a token with write access to {name.partition('/')[0]}"
     return f"the hub refused the upload (HTTP {status}): {_first(error)}"
 
 

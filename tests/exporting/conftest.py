@@ -27,7 +27,8 @@ def hub(monkeypatch, tmp_path):
     with hub_stub.running() as hub:
         monkeypatch.setenv("HF_TOKEN", hub_stub.TOKEN)
         for name, value in (
-            ("ENDPOINT", hub.address), ("HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"),
+            ("ENDPOINT", hub.address),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"),
             ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True), ("HF_HUB_CACHE", str(tmp_path / "cache")),
             ("HF_TOKEN_PATH", str(tmp_path / "no-token")),
         ):  # fmt: skip

@@ -74,7 +74,8 @@ def make_run(
     if evaluated:
         run.write_results(results())
         run.media.mkdir(exist_ok=True)
-        to_pil(torch.rand(3, 20, 60, generator=torch.Generator().manual_seed(0))).save(run.media / "strip-00-recolour.png")
+        strip = torch.rand(3, 20, 60, generator=torch.Generator().manual_seed(0))
+        to_pil(strip).save(run.media / "strip-00-recolour.png")
     run.update_status(state="FINISHED")
     return run.path
 

@@ -1,4 +1,4 @@
-"""An exported folder: the same editor comes back out of it, the card says what the record says, nothing private is in it."""
+"""An exported folder: the same editor comes back, the card says what the record says, nothing private is in it."""
 
 import json
 import re
@@ -57,7 +57,8 @@ def test_the_card_says_what_the_record_says(exported, wan):
     header, body = card_of(exported)
     assert header["license"] == "mit" and header["pipeline_tag"] == "video-to-video" and "base_model" not in header
     for part in (
-        "| **this editor** ", "75% [65, 85]", "25.9 [25.8, 26.0]", "the frozen backbone alone", "another editor, `other`",
+        "| **this editor** ", "75% [65, 85]", "25.9 [25.8, 26.0]", "the frozen backbone alone",
+        "another editor, `other`",
         "9 held-out clips (split `val`)", "| 1,234 ", "(samples/strip-00-recolour.png)", "arXiv 2604.07958",
         wan[1].fingerprint(), "a Wan text-to-video pipeline that was a local folder", 'editor="blue"', WORDS,
     ):  # fmt: skip
@@ -73,7 +74,9 @@ def test_the_code_on_the_card_edits_a_file(exported, wan, tmp_path, monkeypatch,
     assert len([line for line in code.splitlines() if line]) <= 5
     write_video(tmp_path / "clip.mp4", torch.rand(5, 3, 16, 32, generator=torch.Generator().manual_seed(0)), 10)
     monkeypatch.chdir(tmp_path)
-    exec(code.replace("PATH_OF_THE_BACKBONE", str(wan[0])).replace('"blue"', repr(str(exported.folder))).replace("cuda", "cpu"))
+    for word, stands_for in (("PATH_OF_THE_BACKBONE", wan[0]), ("blue", exported.folder), ("cuda", "cpu")):
+        code = code.replace(f'"{word}"', repr(str(stands_for)))
+    exec(code)
     assert read_video("edited.mp4").pixels.shape == (5, 3, 16, 32)
     assert "clip.mp4: resized 32x16" in capsys.readouterr().out
 
