@@ -350,7 +350,7 @@ class Backbone(nn.Module):
             return unit(block, stream, conditioning, rotary, attend=attend, residual=residual, ffn=ffn)
 
         def again(stream: Tensor) -> Tensor:
-            return checkpoint(run, stream, use_reentrant=False)
+            return checkpoint(run, stream, use_reentrant=False, preserve_rng_state=False)  # nothing is random
 
         call = again if self.gradient_checkpointing and torch.is_grad_enabled() else run
         return call(hidden) if self.sharding is None else self.sharding.target(index, call, hidden)
