@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +58,18 @@ def test_the_recommended_width_is_a_multiple_of_the_head_size_and_an_eighth_or_a
         width = config["num_attention_heads"] * config["attention_head_dim"]
         assert published(name).editor_width % config["attention_head_dim"] == 0
         assert width / published(name).editor_width in (4, 8)
+
+
+def test_the_docs_table_says_of_each_name_what_the_package_knows():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+    for name in published_names():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        known, (blocks, width, _, channels, space, time, _) = published(name), SHAPES[name]
+        for part in (
+            known.hub, f"{blocks}, {width}", f"{channels} channels, {space}x{space}x{time}",
+            f"{sum(known.gigabytes.values()):.1f} GB", f"{known.editor_width} (C/{width // known.editor_width})",
+        ):  # fmt: skip
+            assert part in row
 
 
 def test_a_true_size_block_runs_in_bfloat16_storage_with_finite_activations():
