@@ -1,0 +1,55 @@
+"""When a step is compiled, and what a compiler that does not work leads to."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch._inductor import config as inductor
+
+from ivedit.backbone.compiled import sampling_compiles
+from ivedit.config.schema import Config
+from ivedit.errors import IveditError
+from ivedit.training import compiled
+from ivedit.training.compiled import StepCompiler
+from tests.backbone.tiny import tiny_backbone
+from tests.training.edits import edit_config, run_edit
+
+
+def chosen(setting: str, device: str, steps: int) -> bool:
+    cfg = Config()
+    cfg.train.compile = setting
+    return StepCompiler(cfg, tiny_backbone(blocks=1), torch.device(device), steps).active
+
+
+def test_compiling_is_chosen_where_it_pays():
+    assert chosen("on", "cpu", 1) and chosen("auto", "cuda", 300)
+    assert not chosen("off", "cuda", 10**6)
+    assert not chosen("auto", "cpu", 10**6)
+    assert not chosen("auto", "cuda", 299)  # a small backbone
+    assert sampling_compiles("on", tiny_backbone(blocks=1))
+    assert not any(sampling_compiles(setting, tiny_backbone(blocks=1)) for setting in ("auto", "off"))
+
+
+@pytest.fixture
+def no_compiler():
+    """torch finds no C++ compiler, and nothing that was compiled before."""
+    torch._dynamo.reset()
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        yield
+    torch._dynamo.reset()
+
+
+def test_asked_for_and_impossible_is_told(tmp_path, no_compiler):
+    with pytest.raises(IveditError, match=r"train.compile=on, but the blocks cannot be compiled: .*compiler"):
+        run_edit(tmp_path, edit_config(epochs=1, compile="on"))
+
+
+def test_chosen_by_itself_and_impossible_goes_on_without(tmp_path, no_compiler, monkeypatch, caplog):
+    expected, _, _ = run_edit(tmp_path / "plain", edit_config(epochs=1))
+    monkeypatch.setattr(compiled, "_choice", lambda setting, *_: (setting == "auto", "as on a GPU"))
+    with caplog.at_level(logging.INFO, logger="ivedit.training"):
+        outcome, _, _ = run_edit(tmp_path / "fallen_back", edit_config(epochs=1, compile="auto"))
+    assert outcome.steps == expected.steps and outcome.val_loss == expected.val_loss
+    assert "training goes on without" in caplog.text
