@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,9 @@ def _set_has_a_place(c: Config) -> Iterator[str]:
             "the set reader needs data.path=FOLDER, FILE or a hub name, or data.preset=NAME of a set on the hub "
             f"({', '.join(PRESETS)})"
         )
+    place = c.data.path or "."
+    if c.data.reader == "set" and not (Path(place).expanduser().exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", place)):
+        yield "there is no such file or directory, and a set on the hub is called owner/name"
 
 
 @rule("data.preset")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,6 @@ from ivedit.errors import ConfigError, IveditError
 
 __all__ = ["RowStream", "Window"]
 
-log = logging.getLogger(__name__)
-
 _BUILDERS = {"parquet": "parquet", "tar": "webdataset"}
 # file: its number in the epoch's order; row: rows of it read; state: HF `datasets`' own; again: passes over all files.
 Place = dict[str, Any]
@@ -42,11 +39,13 @@ class Window:
         number: Of the window in its epoch.
         start: Where it begins, to be given to `RowStream.windows` again.
         rows: The rows.
+        passes: Of each row how many times all files had been read before it: 0 unless the stream is too short.
     """
 
     number: int
     start: Place
     rows: list[TableRow]
+    passes: list[int]
 
 
 class RowStream:
@@ -97,7 +96,7 @@ class RowStream:
                 place = after
             drawn = order.uniform(self.seed, "window", epoch, number * self.window + np.arange(len(taken)))
             # Rows of the next pass over the files stay behind those of this one: none comes twice before all have come.
-            yield Window(number, begin, [taken[i] for i in np.lexsort((drawn, passes))])
+            yield Window(number, begin, [taken[i] for i in np.lexsort((drawn, passes))], sorted(passes))
             number += 1
 
     def _rows(self, epoch: int, start: Place) -> Iterator[tuple[TableRow, Place]]:
@@ -114,10 +113,6 @@ class RowStream:
                 place = {"file": number + 1, "row": 0, "state": None, "again": place["again"]}
             if not found:
                 raise IveditError("data.streaming: no row of the stream can be used; look at data.min_scores")
-            if not place["again"]:
-                log.warning(
-                    "data.pairs: the stream has fewer usable pairs than that and begins anew within the epoch; lower it"
-                )
             place = {"file": 0, "row": 0, "state": None, "again": place["again"] + 1}
 
     def file_rows(self, file: str, skip: int = 0, state: Any = None) -> Iterator[tuple[TableRow, int, Any]]:

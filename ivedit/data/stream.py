@@ -59,6 +59,7 @@ class StreamDataModule(PairDataModule):
     _stream: RowStream
     _pairs: int
     _guard: BadShare
+    _warned: bool
     _starts: dict[tuple[int, int], dict[str, Any]]  # where the windows begin that the next batches come from
 
     def setup(self, stage: str | None = None) -> None:
@@ -95,6 +96,7 @@ class StreamDataModule(PairDataModule):
         self._splits = {"val": Split(reader, words, guard, buckets, np.arange(len(reader), dtype=np.int64))}
         self._guard = BadShare(self._pairs, data.bad_share, "train")
         self._starts = {}
+        self._warned = False
 
     def _count(self, kind: str, files: Sequence[str], held: int) -> int:
         """Pairs of an epoch: `data.pairs`, or what the files hold where that is less and can be told."""
@@ -169,7 +171,14 @@ class StreamDataModule(PairDataModule):
                 window = next(windows)
                 held[window.number] = window
                 held.pop(window.number - 2, None)
-            return held[place // size].rows[place % size]
+            window = held[place // size]
+            if window.passes[place % size] and not self._warned:
+                self._warned = True
+                log.warning(
+                    "data.pairs: the stream has only about %d usable pairs and begins anew within the epoch; lower it",
+                    place,
+                )
+            return window.rows[place % size]
 
         with ThreadPoolExecutor(max(1, data.workers), "ivedit-decode") as pool:
             for places in batches:
