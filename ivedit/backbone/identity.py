@@ -45,7 +45,8 @@ def bits_digest(weights: Iterable[tuple[str, Tensor]]) -> str:
     Each weight's stored bits are summed as whole numbers, plainly and by row and by column with the place as factor
     (modulo 2^64). One changed value always changes the first sum; it is no defence against somebody's intent.
     """
-    digest, sums = hashlib.sha256(), []
+    digest = hashlib.sha256()
+    by_device: dict[torch.device, list[Tensor]] = {}
     for name, weight in weights:
         values = weight.detach()
         if hasattr(values, "to_local"):  # spread over the ranks: this one's part
@@ -57,12 +58,10 @@ def bits_digest(weights: Iterable[tuple[str, Tensor]]) -> str:
         bits = bits.view(-1, values.shape[-1] if values.ndim > 1 else 1)
         rows, columns = bits.sum(1, dtype=torch.int64), bits.sum(0, dtype=torch.int64)
         places = [torch.arange(1, len(each) + 1, device=bits.device) for each in (rows, columns)]
-        sums.append(torch.stack([rows.sum(), (rows * places[0]).sum(), (columns * places[1]).sum()]))
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for each in sums:
-        by_device.setdefault(each.device, []).append(each)
-    for each in by_device.values():
-        digest.update(torch.stack(each).cpu().numpy().data)
+        sums = torch.stack([rows.sum(), (rows * places[0]).sum(), (columns * places[1]).sum()])
+        by_device.setdefault(sums.device, []).append(sums)
+    for held in by_device.values():  # one wait for each device
+        digest.update(torch.stack(held).cpu().numpy().data)
     return digest.hexdigest()
 
 
