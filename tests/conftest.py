@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.postgres import Postgres, running, why_not
+
+# What collecting the tests imports lives to the end: the garbage collector need not look through it again and again.
+gc.disable()
 
 # Two OpenMP threads collapse when another process is busy, and children of a test inherit these.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -20,6 +24,12 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 # A test must not write into the store, or join the run, that a person's shell names.
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "IVEDIT_RUN_FOLDER"):
     os.environ.pop(name, None)
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected again, among what the tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
