@@ -31,6 +31,7 @@ Ints = NDArray[np.int64]
 
 _SHARD_BYTES = 32 * 2**20
 _SHARD_SECONDS = 30.0  # a killed run loses at most this much encoding
+_WORTH_SAYING = 10**8  # bytes
 _TEXT_ELEMENTS = 2**24  # states encoded at once, before padding is cut off
 
 
@@ -90,7 +91,8 @@ class MemoryLatents:
     def finish(self, keys: Sequence[str], device: torch.device) -> None:
         self._device = device
         home = device if _fits(self._bytes, device) else torch.device("cpu")
-        log.info("latents: %.2f GB in the memory of %s", self._bytes / 1e9, home)
+        if self._bytes >= _WORTH_SAYING:
+            log.info("latents: %.1f GB in the memory of %s", self._bytes / 1e9, home)
         numbers = {shape: number for number, shape in enumerate(self._parts)}
         self._shape_of = np.array([numbers[self._places[key][0]] for key in keys], dtype=np.int64)
         self._row_of = np.empty(len(keys), dtype=np.int64)
@@ -147,7 +149,6 @@ class DiskLatents:
         self.flush()
         self._device = device
         self._places = [self.shards.place(key) for key in keys]
-        log.info("latents: %d rows on disk in %s", len(keys), self.shards.folder)
 
     def gather(self, rows: Ints) -> Tensor:
         places = [self._places[row] for row in rows.tolist()]
