@@ -200,11 +200,3 @@ def running() -> Iterator[Hub]:
         server.server_close()
         thread.join()
 
-
-def environment(hub: Hub, home: str) -> dict[str, str]:
-    """Variables with which a process uses this hub, and nothing of the person's own login."""
-    fields = {
-        "HF_ENDPOINT": hub.address, "HF_HOME": home, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
-    }  # fmt: skip
-    return {**fields, "HF_TOKEN": TOKEN}

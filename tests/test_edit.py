@@ -1,15 +1,19 @@
 """`python -m ivedit.edit` on real files: size, rate, length and sound come back; mistakes are told in plain lines."""
 
+import math
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ivedit import edit
+from ivedit import edit, editing
 from ivedit.config.schema import EditorConfig
-from ivedit.editing import EditOptions, edit_file, editor_settings, options_for
+from ivedit.editing import EditOptions, _Source, edit_file, editor_settings, options_for
 from ivedit.editor import build_editor, save_editor
 from ivedit.errors import ConfigError
 from ivedit.media import VideoReader, VideoWriter, read_image, read_video, to_pil, write_video
@@ -133,6 +137,70 @@ def test_the_progress_counts_every_denoising_step_of_every_window(backbone_folde
     options = EditOptions(steps=3, size=(32, 32))
     edit_file(pipeline, tmp_path / "clip.mp4", "remove the star", tmp_path / "o.mp4", options, progress=progress)
     assert seen == [(step, 6) for step in range(6)]
+
+
+def test_edit_video_takes_the_editors_own_settings_and_writes_what_the_command_writes(
+    command, backbone_folder, editor_file, tmp_path
+):
+    write_video(tmp_path / "clip.mp4", moving(9, 40, 24), 10)
+    assert command("clip.mp4", "remove the star", "--scale", "0.5", "--seed", 2)[0] == 0
+    pipe = IVEditPipeline.from_pretrained(backbone_folder, editor=editor_file)
+    done = pipe.edit_video(tmp_path / "clip.mp4", "remove the star", tmp_path / "new" / "o.mp4", scale=0.5, seed=2)
+    assert done.side_by_side is None and [path.name for path in (tmp_path / "new").iterdir()] == ["o.mp4"]
+    assert done.edited.read_bytes() == (tmp_path / "clip-edited.mp4").read_bytes()
+    assert done.notes == ["clip.mp4: resized 24x40 -> 19x32, borders to 32x32, and back"]
+    with pytest.raises(TypeError, match="stepz"):
+        pipe.edit_video(tmp_path / "clip.mp4", "remove the star", tmp_path / "p.mp4", stepz=2)
+
+
+def test_a_lower_frame_rate_leaves_frames_out_and_keeps_the_length_in_time(command, tmp_path):
+    source = film_with_sound(tmp_path / "clip.mp4", frames=30, fps=30, size=(32, 32), seconds=1.0)
+    code, out, err = command(source, "remove the star", "--fps", "10")
+    assert code == 0, err
+    assert "10 of 30 frames: 30 frames per second became 10" in out
+    edited = read_video(tmp_path / "clip-edited.mp4")
+    assert len(edited.pixels) == 10 and edited.fps == 10 and edited.has_audio
+    beside = read_video(tmp_path / "clip-edited-side-by-side.mp4").pixels
+    original = read_video(source).pixels
+    shown = beside[:, :, 26 : 26 + 32 * 8 : 8, : 32 * 8 : 8].float()  # the source's half, as it was enlarged
+    assert (shown - original[::3].float()).abs().mean() < 12
+    code, _, err = command(source, "remove the star", "--fps", "60")
+    assert code == 2 and "--fps 60: clip.mp4 has 30 frames per second" in err
+    assert command(source, "remove the star", "--fps", "fast")[0] == 2
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=20), st.sampled_from([1, 2, 5, 8, 16, 24]))
+def test_the_frame_that_is_shown_at_each_moment_is_taken(gaps, fps):
+    # A clip of variable rate: frame i is shown from times[i] until times[i + 1], in milliseconds.
+    times = [sum(gaps[:i]) for i in range(len(gaps))]
+    source = object.__new__(_Source)
+    source.path, source.notes, source.fps = Path("clip.mp4"), [], Fraction(1000, max(1, sum(gaps) // len(gaps)))
+    source.times = [Fraction(t, 1000) for t in times]
+    if fps > source.fps:
+        return
+    end = source.times[-1] + 1 / source.fps
+    source._choose(Fraction(fps))
+    assert len(source._chosen) == len(source.times) == max(1, math.ceil((end - Fraction(1, 2000)) * fps))
+    for number, frame in enumerate(source._chosen):
+        moment = 1000 * Fraction(number, fps)
+        assert frame == max(i for i, t in enumerate(times) if t - Fraction(1, 2) <= moment)
+
+
+def test_a_long_clip_is_read_as_its_windows_need_it(backbone_folder, editor_file, tmp_path, monkeypatch):
+    write_video(tmp_path / "clip.mp4", moving(41, 32, 32), 10)
+    pipe = IVEditPipeline.from_pretrained(backbone_folder, editor=editor_file)
+    shapes, encode = [], pipe.backbone.encode_pixels
+    monkeypatch.setattr(pipe.backbone, "encode_pixels", lambda x: shapes.append(tuple(x.shape)) or encode(x))
+    alive, cut = [], editing._cut
+
+    def watched(*arguments):  # how many frames of the source are held when a window is cut
+        for window in (windows := cut(*arguments)):
+            alive.append(len(windows.gi_frame.f_locals["held"]))
+            yield window
+
+    monkeypatch.setattr(editing, "_cut", watched)
+    pipe.edit_video(tmp_path / "clip.mp4", "remove the star", tmp_path / "o.mp4", steps=1, window=17)
+    assert shapes == [(1, 17, 3, 32, 32)] * 3 and alive == [17, 17, 17]
 
 
 def test_what_the_editor_was_evaluated_with_is_the_default_and_the_command_line_wins(editor_file):

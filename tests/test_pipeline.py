@@ -182,3 +182,50 @@ def test_it_loads_from_a_folder_and_an_editor_file(tmp_path, backbone, editor):
         pipe.edit_latents(source, WORDS, steps=2), expected.edit_latents(source, WORDS, steps=2), atol=1e-5, rtol=0
     )
     assert IVEditPipeline.from_pretrained(folder).editor is None
+
+
+@pytest.mark.parametrize("variant", ["predict_update", "side_by_side"])
+def test_scale_zero_is_exactly_the_frozen_backbone_and_reads_no_source(backbone, variant):
+    pipe = IVEditPipeline(backbone, build_editor(EditorConfig(variant=variant, width=24), backbone))
+    source, before = latents(2), backbone.source_passes
+    off = pipe.edit_latents(source, WORDS, steps=2, guidance=2.0, scale=0.0)
+    assert torch.equal(off, IVEditPipeline(backbone).edit_latents(source, WORDS, steps=2, guidance=2.0))
+    assert backbone.source_passes == before
+
+
+def test_texts_are_encoded_once_for_all_windows_and_anew_for_other_words(pipe, backbone, monkeypatch):
+    encoded, encode = [], backbone.encode_text
+    monkeypatch.setattr(backbone, "encode_text", lambda texts: encoded.append(texts) or encode(texts))
+    source = latents(1, 1)
+    first = pipe.edit_latents(source, WORDS[:1], steps=1)
+    again = pipe.edit_latents(source, WORDS[:1], steps=1)
+    pipe.edit_latents(source, WORDS[1:], steps=1)
+    assert torch.equal(first, again) and [texts[0] for texts in encoded] == [WORDS[0], WORDS[1]]
+
+
+def test_an_editor_of_another_backbone_is_refused_in_one_plain_line(tmp_path, editor, backbone):
+    folder = save_pipeline(tmp_path / "wan", heads=1)
+    file = save_editor(tmp_path / "editor.safetensors", editor, backbone=backbone)
+    with pytest.raises(IveditError, match=r"other shapes.*width 48 \(here 24\)"):
+        IVEditPipeline.from_pretrained(folder, file)
+    other = save_pipeline(tmp_path / "same-shapes", seed=5)
+    with pytest.raises(IveditError, match=r"other weights \(fingerprint \w{12}, here \w{12}\)"):
+        IVEditPipeline.from_pretrained(other, file)
+    with pytest.warns(UserWarning, match="results may be poor"):
+        assert IVEditPipeline.from_pretrained(other, file, any_weights=True).editor is not None
+
+
+def test_offload_and_tiling_are_asked_for_where_it_is_loaded(tmp_path, editor, backbone):
+    folder = save_pipeline(tmp_path / "wan")
+    file = save_editor(tmp_path / "editor.safetensors", editor, backbone=backbone)
+    plain = IVEditPipeline.from_pretrained(folder, file)
+    small = IVEditPipeline.from_pretrained(folder, file, offload=True, vae_tiling=True)
+    assert plain.backbone.offload is None and not plain.backbone.vae.use_tiling
+    assert torch.equal(small(clips(1, 1), WORDS[:1], steps=1), plain(clips(1, 1), WORDS[:1], steps=1))
+    assert [part for part, way in small.backbone.offload.moves if way == "in"] == [
+        "vae", "text_encoder", "transformer", "vae",
+    ]  # fmt: skip
+    # Tiles are seamless enough, and frames larger than a tile go through them in parts.
+    large = torch.rand(1, 1, 3, 16, 272, generator=torch.Generator().manual_seed(0))
+    whole, tiled = (pipe.backbone.encode_pixels(large) for pipe in (plain, small))
+    assert whole.shape == tiled.shape and 0 < (whole - tiled).abs().mean() < 0.2 * whole.abs().mean()

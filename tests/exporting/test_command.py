@@ -1,6 +1,5 @@
 """`python -m ivedit.export` as a user calls it: mistakes are told at once, the whole way to a hub and back works."""
 
-import os
 import subprocess
 import sys
 
@@ -8,12 +7,7 @@ import pytest
 
 from ivedit import export
 from tests import hub_stub
-from tests.exporting.made import make_backbone, make_run
-
-
-@pytest.fixture(scope="module")
-def wan(tmp_path_factory):
-    return make_backbone(tmp_path_factory.mktemp("wan") / "Wan-tiny")
+from tests.exporting.made import make_run
 
 
 @pytest.fixture
@@ -67,23 +61,21 @@ def test_bfloat16_is_measured_on_the_backbone_or_not_at_all(command, wan, tmp_pa
     assert code == 0 and "was not measured" in (tmp_path / "b" / "README.md").read_text()
 
 
-def test_a_run_goes_to_the_hub_only_when_it_is_told_to(command, wan, tmp_path, monkeypatch):
-    run = make_run(tmp_path, *wan)
+def test_a_run_goes_to_the_hub_only_when_it_is_told_to(command, hub, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with hub_stub.running() as hub:
-        arguments = [run, "blue", "--push", "anna/blue", "--private"]
-        code, out, err = command(*arguments, "--dry-run")
-        assert code == 0, err
-        assert "to anna/blue (private if it is new):" in out and "editor.safetensors" in out
-        assert "nothing was sent (--dry-run)" in out and not hub.calls
-        done = subprocess.run(
-            [sys.executable, "-m", "ivedit.export", *map(str, arguments)], capture_output=True, text=True,
-            env={**os.environ, **hub_stub.environment(hub, str(tmp_path / "hf"))},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert f"uploaded: {hub.address}/anna/blue" in done.stdout and hub_stub.TOKEN not in done.stdout + done.stderr
-        assert hub.repositories["anna/blue"].private
-        assert hub.repositories["anna/blue"].files["README.md"] == (tmp_path / "blue" / "README.md").read_bytes()
+    arguments = [run, "blue", "--push", "anna/blue", "--private"]
+    code, out, err = command(*arguments, "--dry-run")
+    assert code == 0, err
+    assert "to anna/blue (private if it is new):" in out and "editor.safetensors" in out
+    assert "nothing was sent (--dry-run)" in out and not hub.calls
+    code, out, err = command(*arguments)
+    assert code == 0, err
+    assert f"uploaded: {hub.address}/anna/blue" in out and hub_stub.TOKEN not in out + err
+    assert hub.repositories["anna/blue"].private
+    assert hub.repositories["anna/blue"].files["README.md"] == (tmp_path / "blue" / "README.md").read_bytes()
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    code, _, err = command(*arguments)
+    assert code == 1 and "does not accept this login" in err and len(err.splitlines()) == 1
 
 
 def test_help_teaches_and_imports_nothing_heavy():
