@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # a clone that is not installed
 
+MODES = ("eager", "compiled", "captured")
 KINDS = (
     ("matrix products", r"gemm|cutlass.*(tn|nn|nt)_align|nvjet|cublas|xmma|sm90_.*mma|::mm\b|addmm|conv|implicit"),
     ("attention", r"flash|fmha|attention|cudnn_generated|sdpa"),
@@ -42,6 +43,9 @@ KINDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write JSON."""
     given = _parser().parse_args(arguments)
+    if given.sample and "captured" in given.modes:
+        print("error: --modes captured is of training steps only", file=sys.stderr)
+        return 2
     import torch
 
     from ivedit.backbone.random_weights import random_backbone
@@ -110,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--sample", action="store_true", help="a sampling step, beside the frozen backbone's own, in place of training")
     add("--features", action="store_true", help="sampling: keep source features and not their projections")
     add("--checkpointing", action="store_true", help="gradient checkpointing")
-    add("--modes", nargs="+", default=["eager", "compiled"], choices=("eager", "compiled"), help="default: both")
+    add("--modes", nargs="+", default=["eager", "compiled"], choices=MODES,
+        help="default: eager and compiled; captured: compiled, and replayed as a CUDA graph (training only)")
     add("--sdpa", default="default", choices=("default", "flash", "cudnn", "efficient"), help="attention kernels")
     add("--text-bias", action="store_true", help="mask padded text by a bias in place of sequences of own length")
     add("--inductor", nargs="*", default=[], metavar="key=JSON",
@@ -168,13 +173,13 @@ def timed(step: Callable[[], Any], device: Any, count: int) -> list[float]:
     return found
 
 
-def training_step(given: argparse.Namespace, backbone: Any, editor: Any) -> Callable[[], Any]:
+def training_step(given: argparse.Namespace, backbone: Any, editor: Any, *, capture: bool) -> Callable[[], Any]:
     """One optimiser step of the real training module on made-up pairs."""
     import torch
 
     from ivedit.config.schema import Config
     from ivedit.training import EditModule
-    from ivedit.training.captured import to_device
+    from ivedit.training.captured import StaticStep, to_device
     from ivedit.training.optim import clip_and_guard
 
     cfg = Config()
@@ -188,10 +193,18 @@ def training_step(given: argparse.Namespace, backbone: Any, editor: Any) -> Call
     tensors = module.step_tensors(batch, r, list(range(len(r))), shift=module.shift, kind="uniform")
     on_device = {name: to_device(value, backbone.device) for name, value in tensors.items()}
 
+    weights = module.trained_parameters()
+    replayed = StaticStep(module.sample_losses, weights, backbone.device, graph=True) if capture else None
+
     def step() -> Any:
-        optimizer.zero_grad(set_to_none=True)
-        losses = module.sample_losses(on_device)
-        losses.mean().backward()
+        if replayed is not None:
+            losses, gradients = replayed(on_device)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            losses = module.sample_losses(on_device)
+            losses.mean().backward()
         clip_and_guard(optimizer, [p.grad for p in module.trained_parameters() if p.grad is not None], 1.0)
         optimizer.step()
         return losses.detach()
@@ -256,11 +269,12 @@ def measure(mode: str, given: argparse.Namespace, backbone: Any, editor: Any, re
 
     device = backbone.device
     steps = sampling_steps(given, backbone, editor) if given.sample else {}
-    step = steps["edit"] if given.sample else training_step(given, backbone, editor)
+    step = steps["edit"] if given.sample else training_step(given, backbone, editor, capture=mode == "captured")
     if "tflop" not in report:  # counted on the plain step, whatever runs first
-        report["tflop"] = round(counted(step), 3)
+        plain = step if mode != "captured" else training_step(given, backbone, editor, capture=False)
+        report["tflop"] = round(counted(plain), 3)
         report["tflop_frozen"] = round(counted(steps["frozen"]), 3) if given.sample else None
-    with backbone.compiling(mode == "compiled"):
+    with backbone.compiling(mode != "eager"):
         with CompileClock() as clock:
             step()
             for other in steps.values():
