@@ -293,8 +293,8 @@ class Stopper(StepCallback):
             return lines[0] if lines else f"asked to stop by {self.stop_file.name}"
         return None
 
-    def _agree(self, trainer: L.Trainer, step: int, wish: bool) -> bool:
-        """Whether any rank wishes to stop; also sets the step of the next meeting, by rank 0's pace."""
+    def _agree(self, trainer: L.Trainer, step: int, wish: int) -> int:
+        """The largest wish of all ranks; also sets the step of the next meeting, by rank 0's pace."""
         before, at = self._last_meeting
         now = time.monotonic()
         self._last_meeting = (step, now)
@@ -302,9 +302,9 @@ class Stopper(StepCallback):
         said = torch.tensor([float(wish), float(min(max(steps, 1), 1000)) if steps else 0.0])
         said = said.to(trainer.strategy.root_device)
         torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
-        stop, ahead = said.tolist()
+        wanted, ahead = said.tolist()
         self._next_meeting = step + max(1, int(ahead))
-        return bool(stop)
+        return int(wanted)
 
     def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         if step >= trainer.max_steps:
@@ -312,9 +312,14 @@ class Stopper(StepCallback):
         wish = self._wish(trainer.is_global_zero)
         if trainer.world_size > 1:
             # All ranks must stop at the same step; asking costs a synchronisation, so only now and then.
-            if step < self._next_meeting or not self._agree(trainer, step, wish is not None):
+            if step < self._next_meeting:
                 return
-            wish = trainer.strategy.broadcast(wish or "stopped by another rank")  # rank 0's words
+            number = signal.Signals[self._asked] if self._asked else 1 if wish else 0
+            wanted = self._agree(trainer, step, number)
+            if not wanted:
+                return
+            told = f"stopped by {signal.Signals(wanted).name}" if wanted > 1 else "stopped by another rank"
+            wish = trainer.strategy.broadcast(wish or told)  # rank 0's words
         if wish is None:
             return
         from ivedit.training.checkpoint import Checkpointer

@@ -7,9 +7,9 @@ exist. Which of the two: ``train.strategy``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import torch
@@ -28,11 +28,9 @@ from ivedit.ranks import MEETING_TIMEOUT, Ranks, address, find_ranks
 from ivedit.training.shares import Shares
 
 __all__ = [
-    "SharedStrategy", "build_environment", "build_strategy", "edit_parts", "gradient_sync", "in_step",
+    "SharedStrategy", "build_environment", "build_strategy", "edit_parts", "gradient_sync",
     "local_device", "share_editing",
 ]  # fmt: skip
-
-T = TypeVar("T")
 
 
 class StartedRanks(ClusterEnvironment):
@@ -158,28 +156,6 @@ def gradient_sync(trainer: L.Trainer, last: bool) -> AbstractContextManager[Any]
     if last or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return model.no_sync()
-
-
-def in_step(batches: Iterable[T], together: bool, device: torch.device) -> Iterator[tuple[T, bool]]:
-    """Each batch and whether it counts; with ``together`` all ranks get as many, as passes of shared blocks need.
-
-    A rank whose batches have ended gets its last one again, which does not count.
-
-    Raises:
-        IveditError: it has not had any.
-    """
-    own, last = iter(batches), None
-    while True:
-        batch = next(own, None)
-        more = torch.tensor(float(batch is not None), device=device)
-        if together:
-            torch.distributed.all_reduce(more, torch.distributed.ReduceOp.MAX)
-        if not more:
-            return
-        last = last if batch is None else batch
-        if last is None:
-            raise IveditError("data.validation_pairs: a rank has no validation batch; raise it, or use fewer buckets")
-        yield last, batch is not None
 
 
 def edit_parts(editor: Editor) -> dict[int, list[nn.Module]]:

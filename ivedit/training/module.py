@@ -36,7 +36,7 @@ from ivedit.flow import (
 from ivedit.training.bins import BinMeans
 from ivedit.training.captured import StaticStep, to_device
 from ivedit.training.compiled import StepCompiler
-from ivedit.training.distributed import gradient_sync, in_step
+from ivedit.training.distributed import gradient_sync
 from ivedit.training.optim import build_optimizer, clip_and_guard, warmup_cosine
 from ivedit.training.shares import Shares
 
@@ -383,13 +383,11 @@ class EditModule(L.LightningModule):
         if self.validation is None:
             return {}
         bins = BinMeans()
-        for batch, counts in in_step(self.validation(), self.shares.spread, self.device):
+        for batch in self.validation():  # as many on every rank, which shared blocks need
             r, seeds = even_draws(_VALIDATION_SEED, batch["numbers"].tolist())
             tensors = self.step_tensors(batch, r, seeds, shift=self.sampling_shift, kind="uniform")
             on_device = {name: to_device(value, self.device) for name, value in tensors.items()}
-            losses = self.sample_losses(on_device).cpu()
-            if counts:
-                bins.add(tensors["sigma"], losses)
+            bins.add(tensors["sigma"], self.sample_losses(on_device).cpu())
         self._over_ranks(bins)
         return bins.pop()
 

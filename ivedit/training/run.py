@@ -15,6 +15,7 @@ from ivedit.backbone import Backbone
 from ivedit.editor import Editor, parameter_count
 from ivedit.errors import ConfigError, IveditError
 from ivedit.training.callbacks import EmaCallback, Validation, find_callback
+from ivedit.training.distributed import local_device, share_editing
 from ivedit.training.loader import RunLoader
 from ivedit.training.module import EditModule
 from ivedit.training.trainer import build_trainer, fit
@@ -88,6 +89,8 @@ def train(cfg: Any, backbone: Backbone, editor: Editor, datamodule: Any, run: An
     started = time.monotonic()
     prepare_pairs(cfg, datamodule)
     steps = total_steps(cfg, datamodule.batches_per_epoch)
+    if cfg.train.strategy == "fsdp":
+        share_editing(backbone, editor, cfg, local_device(cfg.train))
     module = EditModule(backbone, editor, cfg, max_steps=max(steps, 1), validation=datamodule.val_dataloader)
     trainer = build_trainer(cfg, run, tracker, max_steps=steps)
     if tracker is not None:
@@ -110,7 +113,7 @@ def train(cfg: Any, backbone: Backbone, editor: Editor, datamodule: Any, run: An
     if ema is not None and ema.ema is not None:
         ema.ema.copy_to_parameters()
     file = Path(run.path) / "checkpoints" / "editor.safetensors"
-    if trainer.is_global_zero and not file.exists():
+    if (trainer.is_global_zero or module.shares.spread) and not file.exists():
         module.export_to(file, step=0)
     done = trainer.global_step if steps else 0
     return TrainOutcome(

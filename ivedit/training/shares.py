@@ -16,6 +16,9 @@ from torch.distributed.tensor import DTensor
 
 __all__ = ["Shares"]
 
+# The same under the name that torch 2.13 prefers and the one that 2.11 has.
+_all_gather: Any = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
+
 
 class Shares:
     """Of parameters that are all spread over the same ranks, or not at all.
@@ -80,7 +83,7 @@ class Shares:
         padded = parts.new_zeros(len(parts), most, parts.shape[-1])
         padded[:, : parts.shape[1]] = parts
         every = padded.new_empty(self._world * len(parts), *padded.shape[1:])
-        torch.distributed.all_gather_into_tensor(every, padded, group=self._group)
+        _all_gather(every, padded, group=self._group)
         return every.unflatten(0, (self._world, -1)).transpose(0, 1).flatten(1, 2)[:, :rows]
 
     def cut(self, whole: Tensor, dim: int = 0) -> Tensor:
