@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ivedit.backbone import Backbone, BackboneSpec
+from ivedit.backbone.published import published, published_names
 from ivedit.config.schema import EditorConfig
 from ivedit.editor.base import Editor
 from ivedit.editor.registry import VARIANTS
 from ivedit.errors import ConfigError, or_nearest
 
 __all__ = ["build_editor", "count_weights", "editor_config"]
+
+_log = logging.getLogger("ivedit.editor")
+
+_LARGE_WIDTH = 1024  # of a backbone, from which on modules of its own width are billions of weights
 
 
 def editor_config(config: Any) -> dict[str, Any]:
@@ -58,8 +64,23 @@ def build_editor(config: Any, backbone: Backbone, *, seed: int = 0) -> Editor:
 def count_weights(config: Any, spec: BackboneSpec) -> int:
     """Trained weights of the editor that `build_editor` would make; needs the backbone's shapes only.
 
+    On a large backbone a warning says when modules of full width are about to be made, and which width we recommend.
+
     Raises:
         ConfigError: as `build_editor`.
     """
     resolved = editor_config(config)
-    return VARIANTS.get(resolved["variant"]).expected_parameters(resolved, spec)
+    variant = VARIANTS.get(resolved["variant"])
+    count = variant.expected_parameters(resolved, spec)
+    if resolved["width"] is None and spec.width >= _LARGE_WIDTH:
+        recommended = next(
+            (known.editor_width for known in map(published, published_names()) if spec.name in (known.name, known.hub)),
+            max(1, round(spec.width / 4 / spec.head_dim)) * spec.head_dim,
+        )
+        less = variant.expected_parameters({**resolved, "width": recommended}, spec)
+        if less < count:  # the variant has a width
+            _log.warning(
+                "editor.width=null is the backbone's own width of %d: %.1f billion trained weights; "
+                "editor.width=%d has %.1f", spec.width, count / 1e9, recommended, less / 1e9,
+            )  # fmt: skip
+    return count

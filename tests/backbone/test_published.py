@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from pathlib import Path
 
@@ -117,3 +118,20 @@ def test_names_parts_and_layers_that_do_not_exist_are_told():
         random_backbone("wan2.1_1.3b", device="meta", components=("unet",))
     with pytest.raises(IveditError, match="layers: 0"):
         random_backbone("wan2.1_1.3b", device="meta", layers=0)
+
+
+def test_modules_of_full_width_on_a_large_backbone_are_warned_about_with_the_recommended_width(caplog):
+    from ivedit.config.schema import EditorConfig
+    from ivedit.editor import count_weights
+
+    spec = dataclasses.replace(random_backbone("wan2.1_14b", device="meta").spec, name="wan2.1_14b")
+    wide = count_weights(EditorConfig(), spec)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert f"{wide / 1e9:.1f} billion trained weights" in said and "editor.width=640 has" in said
+    caplog.clear()
+    assert count_weights(EditorConfig(width=640), spec) < wide / 4
+    count_weights(EditorConfig(variant="side_by_side"), spec)
+    count_weights(EditorConfig(), dataclasses.replace(spec, width=256, heads=2))
+    assert not caplog.records
+    count_weights(EditorConfig(), dataclasses.replace(spec, name="./mine"))
+    assert "editor.width=1280 has" in caplog.text
