@@ -56,7 +56,7 @@ def column_names(path: Path) -> list[str]:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a file in order, column -> value, images as `Cell`s.
+    """The rows of a file in order, column -> value, images as `Cell`s, or as paths where a path stands in for them.
 
     Raises:
         ConfigError: the file is damaged.
@@ -70,15 +70,33 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
             try:
                 # Threads of a library and forked loader processes do not go together.
                 table = file.read_row_group(group, columns=words, use_threads=False).to_pylist() if words else None
+                beside = {column: _paths(file, group, column) for column in pictures}
             except (OSError, pa.ArrowException) as problem:
                 raise ConfigError(
                     f"data.path: row group {group} of {path.name!r} is damaged: {_line(problem)}"
                 ) from None
             for row in range(file.metadata.row_group(group).num_rows):
                 values: dict[str, Any] = dict(table[row]) if table is not None else {}
-                values.update({column: Cell(path, number, group, row, column) for column in pictures})
+                for column, paths in beside.items():
+                    values[column] = (paths and paths[row]) or Cell(path, number, group, row, column)
                 yield values
                 number += 1
+
+
+def _paths(file: pq.ParquetFile, group: int, column: str) -> list[str | None] | None:
+    """The path of each row that has one and no bytes; None where all rows have bytes.
+
+    Such an image is a file of its own, and what it holds must count for the keys of the cache.
+    """
+    kind = file.schema_arrow.field(column).type
+    if not pa.types.is_struct(kind) or "path" not in [inner.name for inner in kind]:
+        return None
+    leaves = (file.metadata.row_group(group).column(i) for i in range(file.metadata.num_columns))
+    stored = next(leaf for leaf in leaves if leaf.path_in_schema == f"{column}.bytes")
+    if stored.statistics is None or stored.statistics.null_count == 0:
+        return None
+    cells = file.read_row_group(group, columns=[column], use_threads=False).column(0)
+    return [cell["path"].as_py() if cell.is_valid and not cell["bytes"].is_valid else None for cell in cells]
 
 
 def _is_image(kind: pa.DataType) -> bool:

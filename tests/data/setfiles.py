@@ -31,9 +31,9 @@ def write_parquet(path: Path, rows: Sequence[dict[str, Any]], *, group: int = 4,
     columns: dict[str, Any] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
-        if any(isinstance(value, bytes) for value in values):
+        if name in ("source", "target", "mask", "before") and not all(isinstance(v, str) for v in values):
             kind = pa.binary() if raw else IMAGE
-            cells = [v if raw or v is None else {"bytes": v, "path": None} for v in values]
+            cells = [{"bytes": v, "path": None} if isinstance(v, bytes) and not raw else v for v in values]
             columns[name] = pa.array(cells, kind)
         else:
             columns[name] = pa.array(values)

@@ -4,10 +4,14 @@ import io
 import json
 import pickle
 import tarfile
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from ivedit.data.datamodule import PairDataModule
@@ -51,6 +55,10 @@ def write(kind, root, photos, rows):
         return write_parquet(root / "pairs.parquet", rows, raw=True)
     if kind == "parquet of paths":
         return write_parquet(photos.root / "p.parquet", photos.rows)
+    if kind == "parquet of structs of paths":
+        beside = [{**row, **{w: {"bytes": None, "path": row[w]} for w in ("source", "target")}} for row in photos.rows]
+        beside[1]["target"] = {"bytes": rows[1]["target"], "path": "1.png"}
+        return write_parquet(photos.root / "p.parquet", beside)
     if kind == "tar":
         return write_tar(root / "pairs.tar", tar_members(rows))
     if kind == "csv":
@@ -66,7 +74,10 @@ def write(kind, root, photos, rows):
 @pytest.mark.parametrize("cache", ["memory", "none"])
 @pytest.mark.parametrize(
     "kind",
-    ["parquet of structs", "parquet of bytes", "parquet of paths", "tar", "csv", "jsonl", "a directory of shards"],
+    [
+        "parquet of structs", "parquet of bytes", "parquet of paths", "parquet of structs of paths", "tar",
+        "csv", "jsonl", "a directory of shards",
+    ],
 )
 def test_every_format_gives_the_pairs_that_the_folder_gives(tmp_path, photos, rows, config, kind, cache):
     cfg = config(write(kind, tmp_path, photos, rows), cache=cache)
@@ -193,6 +204,49 @@ def test_a_null_mask_is_no_mask(tmp_path, rows, config):
         row["mask"] = mask.getvalue() if number % 2 else None
     reader = build_reader(config(write_parquet(tmp_path / "p.parquet", rows)), "train")
     assert reader.load(0).mask.all() and reader.load(1).mask is None
+
+
+def test_a_file_that_stands_beside_a_parquet_counts_for_the_key(tmp_path, photos, rows, config):
+    reader = build_reader(config(write("parquet of structs of paths", tmp_path, photos, rows)), "train")
+    before = reader.keys(range(10))
+    path = photos.root / photos.rows[2]["source"]
+    path.write_bytes(path.read_bytes())
+    changed = [i for i, (a, b) in enumerate(zip(before, reader.keys(range(10)), strict=True)) if a != b]
+    assert [reader.texts([i])[0].id for i in changed] == ["p2"]
+
+
+@settings(
+    max_examples=4, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(shards=st.integers(1, 5), group=st.integers(1, 12), batch=st.integers(1, 2), world=st.integers(1, 2),
+       seed=st.integers(0, 3), data=st.data())  # fmt: skip
+def test_files_row_groups_ranks_and_resuming_change_nothing(
+    tmp_path, rows, config, encoders, shards, group, batch, world, seed, data
+):
+    root = Path(tempfile.mkdtemp(dir=tmp_path))
+    size = -(-len(rows) // shards)
+    for shard in range(shards):
+        if part := rows[shard * size : (shard + 1) * size]:
+            write_parquet(root / "data" / f"train-{shard:05d}-of-{shards:05d}.parquet", part, group=group)
+    one = write_parquet(tmp_path / "one.parquet", rows)
+
+    def module(place, batch, rank=0, world=1):
+        cfg = config(place, cache="none")
+        cfg.train.batch_size, cfg.seed = batch, seed
+        return PairDataModule(cfg, encoders.encode_pixels, encoders.encode_text, "x", rank=rank, world=world)
+
+    def ids(pairs):
+        return [batch["ids"] for batch in pairs.train_dataloader()]
+
+    whole = ids(module(one, batch * world))
+    ranks = [module(root, batch, rank, world) for rank in range(world)]
+    together = [[name for part in parts for name in part] for parts in zip(*map(ids, ranks), strict=True)]
+    assert together == whole
+    assert len({name for one in whole for name in one}) == len(whole) * batch * world
+    position = data.draw(st.integers(0, len(whole) - 1))
+    resumed = module(root, batch * world)
+    resumed.load_state_dict({**resumed.state_dict(), "epoch": 0, "batch": position})
+    assert ids(resumed) == whole[position:]
 
 
 def test_repeated_ids_are_told_apart_by_their_row(tmp_path, rows, config):
