@@ -4,8 +4,9 @@
 
 The transformer and the VAE's widths are tiny (random weights), so what is measured is the way of the pixels: decoding,
 windows, the VAE's own buffers, cross-fading, writing. Sizes, factors (Wan 2.1: 8x in space, 4x in time; 2.2 5B: 16x in
-space through patches of 2; the transformer's patches of 2), windows of 81 frames and the files are real. The clip is edited by `ivedit.edit` in a process of its own, whose peak resident memory
-the operating system reports; the same process with 1 frame tells what libraries and weights take.
+space through patches of 2; the transformer's patches of 2), windows of 81 frames and the files are real. The
+clip is edited by `ivedit.edit` in a process of its own, whose peak resident memory the operating system reports; the
+same process with 1 frame tells what libraries and weights take.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ PAGES = sorted(
     for path in [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))]
 )
 WRITTEN = (
-    "README.md", "docs/data.md", "docs/evaluation.md", "docs/export.md", "docs/extending.md", "docs/method.md", "docs/sprites.md",
-    "docs/sweeps.md",
+    "README.md", "docs/data.md", "docs/evaluation.md", "docs/export.md", "docs/extending.md", "docs/method.md",
+    "docs/sprites.md", "docs/sweeps.md",
 )  # fmt: skip
 
 # Makes a run of any experiment short.

@@ -96,8 +96,10 @@ def _use(record: Record, place: str, base_model: str | None) -> list[str]:
     backbone = base_model or ("wan-sprites" if record.backbone == "wan-sprites" else "PATH_OF_THE_BACKBONE")
     words = "say what to change"
     if record.sprites:
-        found = (record.results or {}).get("clips") or [{}]
-        words = found[0].get("instruction") or "make the red circle blue"
+        seen = [clip["instruction"] for clip in (record.results or {}).get("clips", [])]
+        words = min(seen, key=len, default="make the red circle blue")
+    # The header of the weights names the backbone, where it has a name.
+    named = "" if base_model or record.backbone == "wan-sprites" else f" --backbone {backbone}"
     device = "" if backbone == "wan-sprites" else ', device="cuda"'
     extra = []
     if backbone != "wan-sprites":
@@ -121,7 +123,7 @@ def _use(record: Record, place: str, base_model: str | None) -> list[str]:
         "or, on a command line:",
         "",
         "```",
-        f'python -m ivedit.edit clip.mp4 "{words}" --editor {place} --backbone {backbone}',
+        f'python -m ivedit.edit clip.mp4 "{words}" --editor {place}{named}',
         "```",
         "",
         *_wrap(

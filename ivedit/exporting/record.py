@@ -20,7 +20,7 @@ CARD = "README.md"
 MARK = "<!-- Written by `python -m ivedit.export` -->"
 """Stands in every card, so that an exported folder is known again."""
 
-_STRIPS, _STRIPS_BYTES = 6, 4_000_000
+_STRIPS, _STRIPS_BYTES = 4, 4_000_000
 
 
 @dataclass(frozen=True)
