@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["StaticStep", "to_device"]
+from ivedit.errors import IveditError
+
+__all__ = ["CapturedSteps", "StaticStep", "choose_capture", "to_device"]
 
 logger = logging.getLogger("ivedit.training")
 
@@ -146,3 +149,68 @@ class StaticStep:
             worst = (self.losses - expected).abs().max().item()
             raise RuntimeError(f"the captured step's losses differ from the eager step's by up to {worst:.3g}")
         self._graph = graph
+
+
+class CapturedSteps:
+    """A `StaticStep` for each set of shapes (each of `data.buckets`), made at the first micro-batch that has them.
+
+    Args:
+        losses_of, parameters, device: As for `StaticStep`; a graph is captured on a GPU.
+    """
+
+    def __init__(
+        self, losses_of: Callable[[Inputs], Tensor], parameters: Sequence[nn.Parameter], device: torch.device
+    ) -> None:
+        self.losses_of = losses_of
+        self.parameters = list(parameters)
+        self.device = device
+        self._steps: dict[tuple[tuple[str, torch.Size], ...], StaticStep] = {}
+
+    def __contains__(self, inputs: Inputs) -> bool:
+        """Whether these shapes have their step."""
+        return _shapes(inputs) in self._steps
+
+    def __call__(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+        """As `StaticStep`, of which a failed first call leaves nothing behind."""
+        key = _shapes(inputs)
+        if key in self._steps:
+            return self._steps[key](inputs)
+        first = next(iter(self._steps.values()), None)
+        step = StaticStep(self.losses_of, self.parameters, self.device, graph=self.device.type == "cuda", share=first)
+        result = step(inputs)
+        self._steps[key] = step
+        pairs, *_, height, width = inputs["source"].shape
+        logger.info("captured step %d: %d pairs of %dx%d latents", len(self._steps), pairs, height, width)
+        return result
+
+
+def _shapes(inputs: Inputs) -> tuple[tuple[str, torch.Size], ...]:
+    return tuple((name, value.shape) for name, value in inputs.items())
+
+
+def choose_capture(train: Any, device: torch.device, world: int, *, checkpointing: bool) -> tuple[bool, str]:
+    """Whether a step is captured, and why.
+
+    Args:
+        train: ``train.capture`` is read.
+        device: Where the step runs.
+        world: Processes that train together.
+        checkpointing: Whether the backbone recomputes its activations.
+
+    Raises:
+        IveditError: ``train.capture=on`` where it is impossible.
+    """
+    if train.capture == "off":
+        return False, "train.capture=off"
+    obstacles = []
+    if device.type != "cuda":
+        obstacles.append(f"the device is {device.type}")
+    if world > 1:
+        obstacles.append(f"{world} processes train together")
+    if checkpointing:
+        obstacles.append("backbone.gradient_checkpointing is on")
+    if not obstacles:
+        return True, f"CUDA graph, train.capture={train.capture}"
+    if train.capture == "on":
+        raise IveditError(f"train.capture=on is impossible: {' and '.join(obstacles)}; use auto or off")
+    return False, f"train.capture=auto; {' and '.join(obstacles)}"

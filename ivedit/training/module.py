@@ -34,7 +34,7 @@ from ivedit.flow import (
     velocity_target,
 )
 from ivedit.training.bins import BinMeans
-from ivedit.training.captured import StaticStep, to_device
+from ivedit.training.captured import CapturedSteps, choose_capture, to_device
 from ivedit.training.compiled import StepCompiler
 from ivedit.training.distributed import gradient_sync
 from ivedit.training.optim import build_optimizer, clip_and_guard, warmup_cosine
@@ -105,7 +105,7 @@ class EditModule(L.LightningModule):
         self._bad_streak = 0
         self._captures = False
         self._compiler: StepCompiler | None = None
-        self._captured: dict[tuple[tuple[str, torch.Size], ...], StaticStep] = {}
+        self._steps: CapturedSteps | None = None
         self._sums: list[Tensor] = []
 
     # ---- what the trainer and its callbacks ask
@@ -297,33 +297,18 @@ class EditModule(L.LightningModule):
         Raises:
             IveditError: ``train.capture=on`` where it is impossible.
         """
-        train = self.cfg.train
-        if train.capture == "off":
-            return False, "train.capture=off"
-        obstacles = []
-        if self.device.type != "cuda":
-            obstacles.append(f"the device is {self.device.type}")
-        if self.trainer.world_size > 1:
-            obstacles.append(f"{self.trainer.world_size} processes train together")
-        if self.backbone.gradient_checkpointing:
-            obstacles.append("backbone.gradient_checkpointing is on")
-        if not obstacles:
-            return True, f"CUDA graph, train.capture={train.capture}"
-        if train.capture == "on":
-            raise IveditError(f"train.capture=on is impossible: {' and '.join(obstacles)}; use auto or off")
-        return False, f"train.capture=auto; {' and '.join(obstacles)}"
+        return choose_capture(
+            self.cfg.train, self.device, self.trainer.world_size, checkpointing=self.backbone.gradient_checkpointing
+        )
 
     def _replay(self, tensors: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]] | None:
         """Losses and gradients from the captured step of these inputs; None when capturing fails under ``auto``."""
-        key = tuple((name, value.shape) for name, value in tensors.items())
-        if key in self._captured:
-            return self._captured[key](tensors)
-        step = StaticStep(
-            self.training_losses, self.trained_parameters(), self.device, graph=self.device.type == "cuda",
-            share=next(iter(self._captured.values()), None),
-        )
+        if self._steps is None:
+            self._steps = CapturedSteps(self.training_losses, self.trained_parameters(), self.device)
+        if tensors in self._steps:  # what fails now is no failure of capturing
+            return self._steps(tensors)
         try:
-            result = step(tensors)
+            return self._steps(tensors)
         except RuntimeError as error:
             if compile_failed(error):
                 raise
@@ -333,10 +318,6 @@ class EditModule(L.LightningModule):
             logger.warning("the step cannot be captured (%s); training goes on eagerly, more slowly", reason)
             self._captures = False
             return None
-        self._captured[key] = step
-        shape = tuple(tensors["source"].shape)
-        logger.info("captured step %d: %d pairs of %dx%d latents", len(self._captured), shape[0], *shape[-2:])
-        return result
 
     # ---- what is logged
 

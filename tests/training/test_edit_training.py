@@ -194,7 +194,7 @@ def test_a_capture_that_fails_is_never_silent(tmp_path, monkeypatch, caplog, cap
         def __call__(self, tensors):
             raise RuntimeError("no graph")
 
-    monkeypatch.setattr("ivedit.training.module.StaticStep", Broken)
+    monkeypatch.setattr("ivedit.training.captured.StaticStep", Broken)
     monkeypatch.setattr(EditModule, "capture_mode", lambda self: (True, "test"))
     if capture == "on":
         with pytest.raises(IveditError, match=words):
