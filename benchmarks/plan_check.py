@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--layers", type=int, metavar="N", help="only so many blocks")
     add("--size", default="480x832", metavar="HxW", help="of the pictures (default: 480x832)")
     add("--steps", type=int, default=6, metavar="N", help="timed steps (default: 6)")
+    add("--measured", type=Path, metavar="FILE", help="plan again beside the measurements of an earlier --out FILE")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     add("--out", type=Path, metavar="FILE", help="write the values, with the environment, as JSON")
     given = parser.parse_args(arguments)
@@ -65,23 +66,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     gpu, how = chosen_gpu(given.gpu)
+    earlier = json.loads(given.measured.read_text(encoding="utf-8")) if given.measured else None
     report: dict[str, Any] = {
         "benchmark": "plan_check", "weights": "random", "gpu": vars(gpu) | {"chosen": how},
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "speeds": speeds(device), "steps": given.steps, "cases": {},
+        "speeds": None if earlier else speeds(device), "steps": given.steps, "cases": {},
     }  # fmt: skip
+    if earlier:
+        report |= {key: earlier[key] for key in ("device", "speeds", "steps", "environment")}
     print(json.dumps({key: report[key] for key in ("device", "speeds")}), flush=True)
     for name in given.cases:
+        if earlier and name not in earlier["cases"]:
+            continue
         started = time.monotonic()
         try:
-            row = check(CASES[name], gpu, device, given)
+            row = check(CASES[name], gpu, device, given, earlier and earlier["cases"][name]["measured"])
         except Exception as error:  # the others are still worth their time
             traceback.print_exc()
             row = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
         report["cases"][name] = row | {"took_seconds": round(time.monotonic() - started, 1)}
         print(f"{name}: {json.dumps(report['cases'][name])}", flush=True)
         gc.collect()
-        if device.type == "cuda":
+        if device.type == "cuda" and not earlier:
             torch.cuda.empty_cache()
         write(given.out, report)
     print(table(report))
@@ -95,7 +101,8 @@ def write(out: Path | None, report: dict[str, Any]) -> None:
 
         environment = {key: value for key, value in describe_environment().items() if key != "command"}
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report | {"environment": environment}, indent=2) + "\n", encoding="utf-8")
+        # with --measured, the environment stays that of the measurement
+        out.write_text(json.dumps({"environment": environment} | report, indent=2) + "\n", encoding="utf-8")
 
 
 def settings(case: dict[str, Any], size: tuple[int, int]) -> Any:
@@ -117,13 +124,15 @@ def settings(case: dict[str, Any], size: tuple[int, int]) -> Any:
     return cfg
 
 
-def check(case: dict[str, Any], gpu: Any, device: Any, given: Any) -> dict[str, Any]:
-    """Plan one case, then measure it."""
+def check(
+    case: dict[str, Any], gpu: Any, device: Any, given: Any, measured: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Plan one case, then measure it unless that has been done."""
     from ivedit.planning.backbones import backbone_configs
     from ivedit.planning.estimate import Planner
 
     height, _, width = given.size.partition("x")
-    if device.type != "cuda":
+    if device.type != "cuda" and measured is None:
         case = case | {"batch": 1, "optimizer": "adamw"}  # a dry run
     cfg = settings(case, (int(height), int(width)))
     configs = backbone_configs(cfg.backbone.path)
@@ -144,9 +153,10 @@ def check(case: dict[str, Any], gpu: Any, device: Any, given: Any) -> dict[str, 
         "pairs_per_second": pairs / (step.seconds + step.update_seconds),
         "plan_cpu_seconds": round(took, 1),
     }
-    measured = measure(cfg, device, given)
+    if measured is None:
+        measured = measure(cfg, device, given)
     measured["pairs_per_second"] = pairs / (measured["seconds"] + measured["update_seconds"])
-    names = ("peak_bytes", "pairs_per_second") if device.type == "cuda" else ()
+    names = ("peak_bytes", "pairs_per_second") if measured["peak_bytes"] else ()
     ratios = {name: planned[name] / measured[name] for name in names}
     return {"settings": case, "planned": planned, "measured": measured, "planned_to_measured": ratios}
 

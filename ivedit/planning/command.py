@@ -30,8 +30,13 @@ def plan(cfg: Any, gpu: str = "", json_file: str | None = None) -> str:
     if json_file is not None and not Path(json_file).expanduser().absolute().parent.is_dir():
         raise ConfigError(f"--plan-json: {json_file} cannot be written, its folder does not exist")
     chosen, how = chosen_gpu(gpu)
-    logging.getLogger("ivedit").setLevel(logging.ERROR)  # a plan tries settings; what they would warn of is not news
-    values = plan_values(cfg, chosen)
+    logger = logging.getLogger("ivedit")
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # a plan tries settings; what they would warn of is not news
+    try:
+        values = plan_values(cfg, chosen)
+    finally:
+        logger.setLevel(before)
     if json_file is not None:
         write_json_atomic(Path(json_file).expanduser(), values)
     return plan_text(values, how)

@@ -88,6 +88,12 @@ class Ledger(TorchDispatchMode):
             self.phase = before
             self.bounds[phase] = (start, self.at)
 
+    def split(self, phase: str, parts: dict[str, tuple[int | None, int | None]]) -> None:
+        """Replace a phase by parts of it, which may leave out something; None stands for its own begin or end."""
+        start, stop = self.bounds.pop(phase)
+        for name, (first, last) in parts.items():
+            self.bounds[name] = (start if first is None else first, stop if last is None else last)
+
     def mark_frozen(self, weights: Iterable[Tensor]) -> None:
         """Products with these weights (or with casts of them) count as the frozen backbone's."""
         self._frozen |= {storage_of(weight) for weight in weights}

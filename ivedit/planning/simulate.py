@@ -30,14 +30,16 @@ from ivedit.training.ema import Ema
 from ivedit.training.module import EditModule
 from ivedit.training.optim import clip_and_guard
 
-__all__ = ["KINDS", "PARTS", "Model", "Moment", "Trace", "extrapolated"]
+__all__ = ["BACKWARD", "KINDS", "PARTS", "UPDATE", "Model", "Moment", "Trace", "extrapolated"]
 
 KINDS = ("frozen", "modules", "attention", "other")
 PARTS = ("frozen", "trained", "optimiser", "ema", "gradients", "features", "batch", "activations", "working")
 """What memory is held by: weights of both kinds, optimiser state, averaged weights, gradients, the source stream's
 features, the batch, what the forward pass keeps for the backward pass, and everything short-lived."""
 
-_HALVES = ("source and target forward", "backward, first half", "backward, second half", "update")
+_FORWARD, UPDATE = "the forward passes", "the update"
+_FIRST, _LAST = "the backward pass's first blocks", "the backward pass's last blocks"
+BACKWARD = (_FIRST, _LAST)
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,14 @@ class Model:
             contexts.extend(ledger.allocation(t) for t in context.features)
             return context
 
+        starts: list[int] = []
+        run = self.backbone.block
+
+        def marking(*args: Any, **openings: Any) -> Tensor:
+            out = run(*args, **openings)
+            out.register_hook(lambda _: starts.append(ledger.at))  # the backward pass of this block begins
+            return out
+
         accumulating = self.cfg.train.accumulate > 1
         self.backbone.gradient_checkpointing = checkpointing
         with self.fake:
@@ -183,7 +193,7 @@ class Model:
             ledger.mark_frozen(self.backbone.parameters())
             with ledger.during("batch"):
                 tensors = self.tensors(batch, draws)
-            with ledger.during(_HALVES[0]):
+            with ledger.during(_FORWARD), _replaced(self.backbone, "block", marking):
                 losses = module.training_losses(tensors)
                 loss = losses.mean() / cfg.train.accumulate
             alive = [a for a in ledger.allocations if a.died is None]
@@ -191,7 +201,8 @@ class Model:
                 loss.backward()
             gradients = [ledger.allocation(p.grad) for p in self.trained if p.grad is not None]
             del losses, loss
-            with ledger.during(_HALVES[3]):
+            ledger.split("backward", _ends(starts, self.cfg.editor.every))
+            with ledger.during(UPDATE):
                 self._update()
         kinds = dict.fromkeys((id(a) for a in alive), "activations")
         kinds |= dict.fromkeys((id(a) for a in map(ledger.allocation, tensors.values())), "batch")
@@ -317,17 +328,25 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _trace(ledger: Ledger, held: dict[str, float], part: Callable[[Allocation], str], saved: float) -> Trace:
-    start, stop = ledger.bounds.pop("backward", (0, 0))
-    bounds = dict(ledger.bounds)
-    if stop:
-        middle = (start + stop) // 2
-        bounds |= {_HALVES[1]: (start, middle), _HALVES[2]: (middle, stop)}
-    bounds.pop("batch", None)
+    bounds = {name: span for name, span in ledger.bounds.items() if name != "batch"}
     moments = [_moment(name, ledger.allocations, span, held, part) for name, span in bounds.items()]
     flops = {kind: float(sum(o.flops for o in ledger.operations if o.kind == kind)) for kind in KINDS}
     moved = float(sum(o.moved for o in ledger.operations if not o.flops))
     operations = tuple(ledger.operations)
     return Trace(tuple(moments), float(saved), flops, moved, operations=operations)
+
+
+def _ends(starts: list[int], every: int) -> dict[str, tuple[int | None, int | None]]:
+    """The parts of a backward pass that are alike for any number of blocks; in between, memory goes from one to the
+    other in a straight line.
+
+    Args:
+        starts: Where the backward pass of each block begins, the last block first.
+        every: Blocks that are alike only as a group.
+    """
+    if len(starts) <= every:
+        return {_FIRST: (None, None)}
+    return {_FIRST: (None, starts[every]), _LAST: (starts[-every], None)}
 
 
 def _moment(

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ivedit.config.schema import Config
 from ivedit.editor import build_editor, parameter_count
 from ivedit.planning.backbones import BackboneConfigs, text_encoder_parameters
-from ivedit.planning.simulate import Model, Trace, extrapolated
+from ivedit.planning.simulate import UPDATE, Model, Trace, extrapolated
 from ivedit.training.flops import count_flops
 from ivedit.training.module import EditModule
 from tests.backbone.tiny import SCHEDULER, tiny_backbone, tiny_text
@@ -107,7 +107,7 @@ def test_the_fullest_moment_holds_weights_state_and_what_is_kept():
     frozen = sum(p.numel() * p.element_size() for p in backbone.transformer.parameters())
     assert trace.peak.parts["frozen"] == pytest.approx(frozen + tables, rel=0.01)
     assert trace.peak.total >= sum(model.held().values()) + trace.saved
-    update = next(moment for moment in trace.moments if moment.phase == "update")
+    update = next(moment for moment in trace.moments if moment.phase == UPDATE)
     assert update.parts["gradients"] == pytest.approx(update.parts["trained"], rel=0.35)  # each rounded up to 512 bytes
     assert update.parts["activations"] == 0
 
