@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ivedit.editor import read_editor_header, resolve_editor_file
 from ivedit.errors import ConfigError, IveditError
 from ivedit.exporting.folder import Exported
 from ivedit.exporting.scrub import leaks
@@ -49,10 +51,12 @@ def plan_upload(exported: Exported, name: str, *, private: bool) -> Upload:
         problems.append(
             "--push needs --license (e.g. apache-2.0): the editor was trained on data that others may have rights in"
         )
-    for path in exported.files:
-        if path.endswith(_TEXTS):
-            found = list(leaks((exported.folder / path).read_text(encoding="utf-8")))
-            problems += [f"{exported.folder / path} holds {found[0]}, which is not to be shown"] if found else []
+    weights = resolve_editor_file(exported.folder)
+    texts = {path: (exported.folder / path).read_text("utf-8") for path in exported.files if path.endswith(_TEXTS)}
+    texts[f"the header of {weights.name}"] = json.dumps(read_editor_header(weights)).replace("\\\\", "\\")
+    for path, text in texts.items():
+        if found := next(leaks(text), None):
+            problems.append(f"{path} holds {found}, which is not to be shown; export the run again")
     if problems:
         raise ConfigError(problems)
     return Upload(name, private, exported.folder, dict(exported.files))

@@ -5,7 +5,13 @@ import hashlib
 import pytest
 import torch
 
-from ivedit.editor import load_editor, resolve_editor_file
+from ivedit.editor import (
+    load_editor,
+    read_editor_header,
+    read_editor_weights,
+    resolve_editor_file,
+    write_editor,
+)
 from ivedit.errors import ConfigError, IveditError
 from ivedit.exporting import Wishes, export_editor, plan_upload, push
 from ivedit.exporting.record import read_run
@@ -104,6 +110,13 @@ def test_without_a_licence_or_with_a_leak_nothing_is_sent(hub, exported, wan, tm
             upload(exported)
     finally:
         card.write_text(text)
+    weights = exported.folder / "editor.safetensors"
+    before, header = weights.read_bytes(), read_editor_header(weights)
+    tensors = read_editor_weights(weights)
+    write_editor(weights, tensors, {**header, "extra": {"from": "C:\\Users\\anna\\run"}})
+    with pytest.raises(ConfigError, match=r"the header of editor.safetensors holds C:.*anna"):
+        upload(exported)
+    weights.write_bytes(before)
     assert not hub.calls
 
 
