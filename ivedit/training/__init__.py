@@ -6,7 +6,7 @@ from ivedit.training.ema import Ema
 from ivedit.training.loader import RunLoader
 from ivedit.training.module import EditModule
 from ivedit.training.optim import build_adamw, build_optimizer, clip_and_guard, warmup_cosine
-from ivedit.training.run import TrainOutcome, prepare_pairs, train
+from ivedit.training.run import TrainOutcome, prepare_pairs, total_steps, train
 from ivedit.training.trainer import build_trainer, fit
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "prepare_pairs",
     "reached_step",
     "read_checkpoint",
+    "total_steps",
     "train",
     "warmup_cosine",
 ]
