@@ -262,15 +262,17 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
     """Train edit modules on image pairs and evaluate them on held-out videos."""
     _limit_threads(cfg)
     log.info("loading %s ...", cfg.backbone.path)
-    from ivedit.backbone import Backbone
-    from ivedit.backbone.loading import check_parts
-    from ivedit.backbone.parts import bring, drop
-    from ivedit.data.stream import pair_data
-    from ivedit.editor import build_editor, count_weights, load_editor, resolve_editor_file
-    from ivedit.evaluation import evaluate
-    from ivedit.training import prepare_pairs, train
-    from ivedit.training.encoders import ENCODERS, Encoders
-    from ivedit.training.run import total_steps
+    from ivedit.quiet import no_collecting
+
+    with no_collecting():
+        from ivedit.backbone import Backbone
+        from ivedit.backbone.loading import check_parts
+        from ivedit.backbone.parts import bring, drop
+        from ivedit.data.stream import pair_data
+        from ivedit.editor import build_editor, count_weights, load_editor, resolve_editor_file
+        from ivedit.evaluation import evaluate
+        from ivedit.training import prepare_pairs, total_steps, train
+        from ivedit.training.encoders import ENCODERS, Encoders
 
     device = _device(cfg)
     check_parts(cfg.backbone.path)  # every part, before an hour of encoding; all that is missing is fetched at once
