@@ -252,3 +252,19 @@ def test_latents_come_back_in_the_order_of_their_keys():
     store.add(["d", "b", "e"], latents[3:])  # b again: another row of a table with the same images
     store.finish(["e", "b", "a"], torch.device("cpu"))
     assert torch.equal(store.gather(np.array([0, 2, 1, 1])), latents[[5, 0, 4, 4]])
+
+
+@settings(deadline=None, max_examples=20)
+@given(order=st.permutations(range(9)), fits=st.booleans(), disk=st.booleans())
+def test_latents_of_several_shapes_come_back_by_row(tmp_path_factory, order, fits, disk):
+    latents = [torch.randn(2, 1, 3 + i % 3, 5 - i % 3) for i in range(9)]
+    store = DiskLatents(Shards(tmp_path_factory.mktemp("shards"))) if disk else MemoryLatents()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ivedit.data.cache._fits", lambda size, device: fits)
+        for first, second in ((0, 3), (1, 4), (2, 5), (6, 6), (7, 7), (8, 8)):
+            chunk = sorted({first, second})
+            store.add([f"k{i}" for i in chunk], torch.stack([latents[i] for i in chunk]))
+        store.finish([f"k{i}" for i in order], torch.device("cpu"))
+    for shape in range(3):
+        rows = np.array([row for row, i in enumerate(order) if i % 3 == shape])
+        assert torch.equal(store.gather(rows), torch.stack([latents[order[row]] for row in rows]))
