@@ -57,14 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         out = _check(given)
-        from ivedit.editing import edit_file, editor_settings, options_for
+        from ivedit.editing import Clip, edit_file, editor_settings, options_for
         from ivedit.editor import resolve_editor_file
 
         editor = resolve_editor_file(given.editor)
         settings = editor_settings(editor)
         options = options_for(settings, {name: getattr(given, name) for name in OPTIONS})
+        clip = Clip(given.clip, options.fps)  # a bad file is told before a large backbone is loaded
         pipeline = _load(given, editor, settings)
-        done = edit_file(pipeline, given.clip, given.instruction, out, options, progress=_bar)
+        done = edit_file(pipeline, clip, given.instruction, out, options, progress=_bar)
     except ConfigError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)

@@ -26,7 +26,7 @@ from ivedit.filetypes import PICTURES
 from ivedit.runfolder import RunFolder
 from ivedit.windows import Letterbox, Window, blend, padded_length, plan_windows, window_noise
 
-__all__ = ["EditOptions", "Edited", "edit_file", "editor_settings", "options_for"]
+__all__ = ["Clip", "EditOptions", "Edited", "edit_file", "editor_settings", "options_for"]
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -128,14 +128,14 @@ def options_for(settings: Mapping[str, Any], chosen: Mapping[str, Any] | None = 
 
 
 def edit_file(
-    pipeline: Sampler, clip: str | Path, instruction: str, out: str | Path,
+    pipeline: Sampler, clip: str | Path | Clip, instruction: str, out: str | Path,
     options: EditOptions | None = None, *, progress: Progress | None = None,
 ) -> Edited:  # fmt: skip
     """Edit a video or picture file.
 
     Args:
         pipeline: with a trained editor.
-        clip: the source; a picture when its name ends in .png, .jpg, ...
+        clip: the source; a picture when its name ends in .png, .jpg, ... A `Clip` has chosen its frames already.
         instruction: what to change.
         out: the edited file; the side-by-side stands next to it.
         options: see `EditOptions`.
@@ -144,27 +144,38 @@ def edit_file(
     Raises:
         IveditError: a clip that cannot be read, an output that cannot be written, sizes that do not fit.
     """
-    options, clip, out = options or EditOptions(), Path(clip), Path(out)
-    source = _Source(clip, options.fps)
+    options, out = options or EditOptions(), Path(out)
+    source = clip if isinstance(clip, Clip) else Clip(clip, options.fps)
     box = Letterbox.fit(source.size, options.size)
     result, notes = _edit(pipeline, source, box, instruction, options, progress)
     edited = (box.back(frame[None])[0] for frame in result)
     beside = out.with_name(f"{out.stem}-side-by-side{out.suffix}") if options.side_by_side else None
     write = _write_picture if source.picture else _write_video
     write(source, out, beside, instruction, edited)
-    return Edited(out, beside, [f"{clip.name}: {box}", *source.notes, *notes])
+    return Edited(out, beside, [f"{source.path.name}: {box}", *source.notes, *notes])
 
 
-class _Source:
+class Clip:
     """A clip or picture on disk: decoded once to know its times and size, then again by whoever needs its frames.
+
+    Making one tells whether the file can be used, before a large backbone is loaded.
+
+    Args:
+        path: a video or a picture.
+        fps: frames per second that are used; None: every frame.
 
     Attributes:
         times: seconds from the first frame, of the frames that are used. size: (H, W). fps: of what is written.
-        steady: whether the times are those of a constant rate.
+        steady: whether the times are those of a constant rate. notes: what was left out, in words.
+
+    Raises:
+        IveditError: a file that is missing, damaged, empty, or no picture.
+        ConfigError: a rate above the clip's own.
     """
 
-    def __init__(self, path: Path, fps: Fraction | int | float | None = None) -> None:
-        self.path, self.picture = path, path.suffix.lower() in PICTURES
+    def __init__(self, path: str | Path, fps: Fraction | int | float | None = None) -> None:
+        self.path = path = Path(path)
+        self.picture = path.suffix.lower() in PICTURES
         self.notes: list[str] = []
         self.has_audio = False
         self.fps = Fraction(1)
@@ -225,7 +236,7 @@ class _Source:
 
 
 def _edit(
-    pipeline: Sampler, source: _Source, box: Letterbox, instruction: str, options: EditOptions,
+    pipeline: Sampler, source: Clip, box: Letterbox, instruction: str, options: EditOptions,
     progress: Progress | None,
 ) -> tuple[Iterator[Tensor], list[str]]:  # fmt: skip
     """Edited frames (3, h, w) in [0, 1], and what was padded or windowed."""
@@ -299,7 +310,7 @@ class _Steps:
         next(self._all, None)
 
 
-def _write_video(source: _Source, out: Path, beside: Path | None, instruction: str, edited: Iterator[Tensor]) -> None:
+def _write_video(source: Clip, out: Path, beside: Path | None, instruction: str, edited: Iterator[Tensor]) -> None:
     """The films, frame by frame; the source is decoded once more for the side-by-side."""
     sound = source.path if source.has_audio else None
     films: list[media.VideoWriter] = []
@@ -318,7 +329,7 @@ def _write_video(source: _Source, out: Path, beside: Path | None, instruction: s
                 film.write(picture, None if source.steady else moment)
 
 
-def _write_picture(source: _Source, out: Path, beside: Path | None, instruction: str, edited: Iterator[Tensor]) -> None:
+def _write_picture(source: Clip, out: Path, beside: Path | None, instruction: str, edited: Iterator[Tensor]) -> None:
     frame = next(edited)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ivedit import edit, editing
 from ivedit.config.schema import EditorConfig
-from ivedit.editing import EditOptions, _Source, edit_file, editor_settings, options_for
+from ivedit.editing import Clip, EditOptions, edit_file, editor_settings, options_for
 from ivedit.editor import build_editor, save_editor
 from ivedit.errors import ConfigError
 from ivedit.media import VideoReader, VideoWriter, read_image, read_video, to_pil, write_video
@@ -173,7 +173,7 @@ def test_a_lower_frame_rate_leaves_frames_out_and_keeps_the_length_in_time(comma
 def test_the_frame_that_is_shown_at_each_moment_is_taken(gaps, fps):
     # A clip of variable rate: frame i is shown from times[i] until times[i + 1], in milliseconds.
     times = [sum(gaps[:i]) for i in range(len(gaps))]
-    source = object.__new__(_Source)
+    source = object.__new__(Clip)
     source.path, source.notes, source.fps = Path("clip.mp4"), [], Fraction(1000, max(1, sum(gaps) // len(gaps)))
     source.times = [Fraction(t, 1000) for t in times]
     if fps > source.fps:
