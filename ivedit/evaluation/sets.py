@@ -8,7 +8,7 @@ where a set lies, or its table.
 |---|---|---|
 | ``openve`` (OpenVE-Bench) | ``benchmark_videos.csv`` (``original_video, prompt, edited_type``), ``videos/`` | the video's name |
 | ``ivebench`` (IVEBench) | ``ivebenchdb_prompt_short.json``, ``ivebenchdb_mp4_short/``; or ``_long`` | the video's name |
-| ``five`` (FiVE) | ``edit_prompt/*.json`` beside frames or videos | <edit type>-<video> |
+| ``five`` (FiVE) | ``edit_prompt/*.json`` beside ``images/`` or ``videos/``, and ``bmasks/`` | <edit type>-<video> |
 | ``davis`` (DAVIS) | ``JPEGImages/<resolution>/<clip>/*.jpg`` and ``Annotations/`` | the clip's name |
 """  # noqa: E501
 
