@@ -9,7 +9,6 @@ be used, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 import warnings
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivedit.errors import ConfigError, IveditError
-from ivedit.filetypes import PICTURES
+from ivedit.filetypes import edited_suffixes, output_problems
 
 if TYPE_CHECKING:
     from ivedit.pipeline import IVEditPipeline
@@ -28,6 +27,7 @@ __all__ = ["main"]
 
 OPTIONS = (
     "backbone", "steps", "guidance", "scheduler", "scale", "seed", "caption", "size", "window", "overlap", "fps",
+    "compile",
 )  # fmt: skip
 """Arguments that `ivedit.editing.options_for` takes."""
 
@@ -112,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--fps", type=_rate, metavar="N",
         help="edit and write at N frames per second, leaving frames out (Wan 2.1 draws 16, Wan 2.2 5B 24; default: "
         "every frame, at the clip's own rate)")
+    add("--compile", choices=("auto", "on", "off"), help="compile the backbone first (default: auto, a large one on a "
+        "GPU where the steps are so many that it pays)")
     add("--offload", action="store_true",
         help="keep text encoder, transformer and VAE on the GPU only while each is used: less memory, some seconds "
         "more")
@@ -159,15 +161,8 @@ def _check(given: argparse.Namespace) -> Path:
     problems = [] if given.instruction.strip() else ['the instruction is empty: say "make the red circle blue"']
     if not given.clip.is_file():
         problems.append(f"{given.clip} " + ("is not a file" if given.clip.exists() else "does not exist"))
-    suffixes = PICTURES if given.clip.suffix.lower() in PICTURES else (".mp4",)
-    out: Path = given.out or Path(f"{given.clip.stem}-edited{suffixes[0]}")
-    if out.suffix.lower() not in suffixes:
-        problems.append(f"--out {out}: the edited file is a {suffixes[0]} file")
-    if out.resolve() == given.clip.resolve():
-        problems.append(f"--out {out} would overwrite the source")
-    place = next(folder for folder in out.resolve().parents if folder.exists())
-    if out.is_dir() or not (place.is_dir() and os.access(place, os.W_OK)):
-        problems.append(f"--out {out} cannot be written in {place}")
+    out: Path = given.out or Path(f"{given.clip.stem}-edited{edited_suffixes(given.clip)[0]}")
+    problems += [f"--out {problem}" for problem in output_problems(given.clip, out)]
     for name in ("window", "overlap"):
         value = getattr(given, name)
         if value is not None and (value - 1) % 4:

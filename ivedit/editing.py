@@ -19,10 +19,11 @@ from torch import Tensor
 
 from ivedit import media
 from ivedit.backbone import Backbone
+from ivedit.backbone.compiled import sampling_compiles
 from ivedit.config.schema import TextConfig
 from ivedit.editor import read_editor_header, resolve_editor_file
 from ivedit.errors import ConfigError, IveditError
-from ivedit.filetypes import PICTURES
+from ivedit.filetypes import PICTURES, output_problems
 from ivedit.runfolder import RunFolder
 from ivedit.windows import Letterbox, Window, blend, padded_length, plan_windows, window_noise
 
@@ -31,6 +32,7 @@ __all__ = ["Clip", "EditOptions", "Edited", "edit_file", "editor_settings", "opt
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 SPRITES, SPRITE_SIZE, SPRITE_WINDOW = "wan-sprites", (64, 64), 17
+COMPILED_FROM = 300  # steps of one size: compiling pays from some hundred on
 WAN_SIZE, WAN_WINDOW = (480, 832), 81
 """What the shipped backbone and Wan 2.1 draw, where the editor's own settings do not say."""
 
@@ -57,6 +59,7 @@ class EditOptions:
         fps: frames per second at which the clip is edited and written; None: every frame, at the clip's own rate.
         caption: of the wanted result, for editors trained with ``text.target=target_caption``.
         side_by_side: also write source and result beside each other.
+        compile: the backbone's blocks: on, off, or auto: a large one on a GPU, from 300 steps in all windows on.
     """
 
     steps: int = 25
@@ -72,6 +75,7 @@ class EditOptions:
     caption: str | None = None
     text: TextConfig | None = None
     side_by_side: bool = True
+    compile: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -143,9 +147,12 @@ def edit_file(
 
     Raises:
         IveditError: a clip that cannot be read, an output that cannot be written, sizes that do not fit.
+        ConfigError: an output that is no file for this source, or is the source.
     """
     options, out = options or EditOptions(), Path(out)
     source = clip if isinstance(clip, Clip) else Clip(clip, options.fps)
+    if problems := output_problems(source.path, out):
+        raise ConfigError(problems)
     box = Letterbox.fit(source.size, options.size)
     result, notes = _edit(pipeline, source, box, instruction, options, progress)
     edited = (box.back(frame[None])[0] for frame in result)
@@ -247,7 +254,9 @@ def _edit(
         windows = plan_windows(length, options.window, options.overlap, factor)
     except ValueError as error:
         raise ConfigError(f"--window {options.window} --overlap {options.overlap}: {error}") from error
-    steps = _Steps(progress, len(windows) * options.steps)
+    total = len(windows) * options.steps
+    steps = _Steps(progress, total)
+    compile = options.compile == "on" or (total >= COMPILED_FROM and sampling_compiles(options.compile, backbone))
 
     def edit(pixels: Tensor, window: Window) -> Tensor:
         latents = backbone.encode_pixels(pixels[None].to(backbone.device).float().div_(255))
@@ -255,6 +264,7 @@ def _edit(
         edited = pipeline.edit_latents(
             latents, [instruction], steps=options.steps, guidance=options.guidance, scheduler=options.scheduler,
             shift=options.shift, scale=options.scale, text=options.text, noise=noise, progress=steps,
+            compile=compile,
             target_captions=[options.caption] if options.caption else None,
         )  # fmt: skip
         return backbone.decode_latents(edited)[0].cpu()

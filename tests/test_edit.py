@@ -149,6 +149,9 @@ def test_edit_video_takes_the_editors_own_settings_and_writes_what_the_command_w
     assert done.side_by_side is None and [path.name for path in (tmp_path / "new").iterdir()] == ["o.mp4"]
     assert done.edited.read_bytes() == (tmp_path / "clip-edited.mp4").read_bytes()
     assert done.notes == ["clip.mp4: resized 24x40 -> 19x32, borders to 32x32, and back"]
+    for out, words in (("clip.mp4", "would overwrite the source"), ("o.avi", "is a .mp4 file")):
+        with pytest.raises(ConfigError, match=words):
+            pipe.edit_video(tmp_path / "clip.mp4", "remove the star", tmp_path / out)
     with pytest.raises(TypeError, match="stepz"):
         pipe.edit_video(tmp_path / "clip.mp4", "remove the star", tmp_path / "p.mp4", stepz=2)
 
