@@ -31,7 +31,7 @@ class Preset:
         subset: The set's configuration, where it has several.
         split, validation_split: Names of its splits; without the latter pairs are held out of the former.
         columns: Column for each field of a pair.
-        scores: Columns that `data.min_scores` may filter by.
+        scores: Columns that `data.min_scores` may filter by, for the table in docs/data.md.
     """
 
     name: str

@@ -49,7 +49,7 @@ class Window:
 
 
 class RowStream:
-    """The rows of one split, never stored.
+    """The rows of one split, never stored; without those that a `split` column keeps from training.
 
     Args:
         files: Of the split, of parquet or tar.
@@ -141,7 +141,7 @@ class RowStream:
                     escaping: list[str] = []
                     made = make_row(row, self._names, self.files.root, where, escaping)
                     refuse_rows(name, escaping, [])
-                    if made.group not in self.held:
+                    if made.group not in self.held and (made.split or "train").lower() == "train":
                         yield made, count, data.state_dict()
         except ConfigError:
             raise

@@ -41,7 +41,6 @@ class SetPlan:
         subset: The set's configuration, or None.
         split, validation_split: Names; None for the latter: pairs are held out.
         columns: Column for each field of a pair.
-        scores: Columns that the set is known to have scores in.
     """
 
     place: str
@@ -49,7 +48,6 @@ class SetPlan:
     split: str
     validation_split: str | None
     columns: dict[str, str]
-    scores: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,6 @@ def set_plan(cfg: Config) -> SetPlan:
         split=data.split or preset.split or "train",
         validation_split=data.validation_split or preset.validation_split,
         columns={**preset.columns, **data.columns},
-        scores=preset.scores,
     )
 
 

@@ -220,6 +220,15 @@ def test_broken_pairs_are_named_and_stood_in_for_within_their_batch(tmp_path, hu
         batches(module(hub, path=str(root), bad_share=0.01, pairs=28), 7)
 
 
+def test_rows_that_a_column_keeps_from_training_are_left_out(tmp_path, hub):
+    rows = [{**row, "split": "test" if i % 3 == 0 else "train"} for i, row in enumerate(hub.rows)]
+    root = write_hub_layout(tmp_path / "hub", rows, {"train": slice(0, COUNT)}, shards=1)
+    pairs = module(hub, path=str(root), pairs=16)
+    seen = {name for batch in batches(pairs, 4) for name in batch["ids"]}
+    seen |= {name for batch in pairs.val_dataloader() for name in batch["ids"]}
+    assert len(seen) == 18 and not {int(name[1:]) % 3 for name in seen} & {0}
+
+
 def test_a_stream_that_changed_is_not_continued(tmp_path, hub):
     state = module(hub).state_dict()
     with pytest.raises(ConfigError, match=r"another data\.shuffle_buffer"):
