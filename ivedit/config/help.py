@@ -25,7 +25,7 @@ EXAMPLES = (
     ("'evaluation.editors={mine: runs/MY_RUN}'", "one more row in the table; evaluation.editors.mine=... adds to it"),
     ("experiment=paper_1.3b data.path=my_pairs", "the paper's schedule on Wan 2.1 1.3B with your own pairs"),
     ("experiment=imvideoedit backbone=./Wan2.1-T2V-1.3B-Diffusers", "another backbone: a known name or a folder"),
-    ("experiment=imvideoedit data.reader=folder data.path=my_pairs", "your own image pairs (a CSV or JSONL table and the images)"),
+    ("experiment=imvideoedit data.reader=folder data.path=my_pairs", "your own pairs (a CSV or JSONL table, images)"),
     ("experiment=imvideoedit data.reader=set data.preset=magicbrush", "a published set, from the hub (docs/data.md)"),
     ("experiment=./mine.yaml", "your own experiment file; `defaults: [imvideoedit]` inherits from a shipped one"),
     ("resume=runs/quickstart-20261122-101500-1a2b", "continue a stopped run, with that run's own configuration"),
