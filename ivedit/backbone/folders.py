@@ -14,7 +14,7 @@ from pathlib import Path
 from ivedit.backbone.published import Published, published, published_names
 from ivedit.errors import IveditError
 
-__all__ = ["missing_files", "resolve_folder"]
+__all__ = ["missing_files", "missing_weights", "resolve_folder", "weight_files"]
 
 logger = logging.getLogger("ivedit.backbone")
 
@@ -68,16 +68,33 @@ def missing_files(folder: Path, components: Sequence[str]) -> list[str]:
     return missing
 
 
-def missing_weights(folder: Path, part: str) -> list[str]:
-    """Safetensors files of a component that are not there: the shards its index names, or any at all."""
-    index = next(iter(sorted((folder / part).glob("*.safetensors.index.json"))), None)
-    if index is None:
-        return [] if any((folder / part).glob("*.safetensors")) else [f"{part}/*.safetensors"]
+def weight_files(folder: Path, part: str) -> list[str]:
+    """Names of the safetensors files that hold a component: the shards its index names, else its single file.
+
+    Raises:
+        IveditError: the index is none, or names files elsewhere.
+    """
+    stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+    index = folder / part / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        plain = folder / part / f"{stem}.safetensors"
+        return [plain.name] if plain.is_file() else sorted(file.name for file in (folder / part).glob("*.safetensors"))
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
-        raise IveditError(f"{index} is no index of safetensors files: {error}; fetch it again") from error
-    return sorted(f"{part}/{name}" for name in shards if not (folder / part / name).is_file())
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise IveditError(f"{index} is no index of safetensors files ({error}); fetch it again") from error
+    outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    if outside:
+        raise IveditError(f"{index} names {outside[0]}, which is no safetensors file beside it")
+    return names
+
+
+def missing_weights(folder: Path, part: str) -> list[str]:
+    """Files of `weight_files` that are not there, or that there is none at all."""
+    names = weight_files(folder, part)
+    return [f"{part}/{name}" for name in names if not (folder / part / name).is_file()] or (
+        [] if names else [f"{part}/*.safetensors"]
+    )
 
 
 def _from_hub(hub: str, components: Sequence[str], known: Published | None) -> Path:

@@ -7,13 +7,13 @@ stored: 8 processes of one machine need the memory of 8 tensors beside the GPUs'
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ivedit.backbone.folders import weight_files
 from ivedit.errors import IveditError
 
 __all__ = ["allocate", "keep_dtype", "read_transformer"]
@@ -79,7 +79,7 @@ def read_transformer(folder: Path, config: dict[str, Any], dtype: torch.dtype, d
     model = allocate("transformer", config, dtype, device)
     own = dict(model.named_parameters())
     left = set(own)
-    for file in _files(folder / "transformer"):
+    for file in (folder / "transformer" / name for name in weight_files(folder, "transformer")):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  (not a dict)
@@ -99,13 +99,3 @@ def read_transformer(folder: Path, config: dict[str, Any], dtype: torch.dtype, d
     if left:
         raise IveditError(f"{folder}/transformer lacks {len(left)} weights, e.g. {min(left)}; fetch it again")
     return model
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files that hold a component's weights: an index's shards, else its single file."""
-    index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
-    if index is not None:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [folder / name for name in names]
-    plain = folder / "diffusion_pytorch_model.safetensors"
-    return [plain] if plain.is_file() else sorted(folder.glob("*.safetensors"))

@@ -79,6 +79,31 @@ def test_a_shard_that_did_not_arrive_is_named(sharded, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is no index of safetensors files"),
+        ("[1]", "is no index of safetensors files"),
+        (json.dumps({"weight_map": {"a": "../../secret.safetensors"}}), "names ../../secret.safetensors, which is no"),
+        (json.dumps({"weight_map": {"a": "weights.bin"}}), "names weights.bin, which is no safetensors file"),
+    ],
+)
+def test_an_index_that_is_none_or_points_elsewhere_is_refused(sharded, tmp_path, content, message):
+    folder = shutil.copytree(sharded, tmp_path / "part")
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(content)
+    with pytest.raises(IveditError, match=message):
+        Backbone.load(folder, components=("transformer",))
+
+
+def test_another_variant_of_the_weights_beside_them_is_not_read(sharded, tmp_path):
+    folder = shutil.copytree(sharded, tmp_path / "both")
+    index = folder / "transformer" / "diffusion_pytorch_model.fp16.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "diffusion_pytorch_model.fp16-00001-of-00001.safetensors"}}))
+    mine = read_transformer(folder, weights_of(folder), torch.float32, torch.device("cpu"))
+    other = Backbone.load(sharded, components=("transformer",)).transformer
+    assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda w: {**w, "blocks.0.extra": torch.zeros(1)}, "blocks.0.extra is no weight of this transformer"),
