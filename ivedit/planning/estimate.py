@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ivedit.backbone import Backbone
+from ivedit.data.buckets import largest_size
 from ivedit.editor.base import module_blocks
 from ivedit.editor.build import editor_config
 from ivedit.editor.registry import VARIANTS
@@ -111,6 +112,12 @@ class Planner:
         large = self.parameters()["frozen"]["transformer"] >= LARGE
         return bool(setting == "on" or (setting == "auto" and (large or steps_of_run(self.cfg) >= ENOUGH_STEPS)))
 
+    @property
+    def compiles_sampling(self) -> bool:
+        """Whether sampling is compiled."""
+        setting = self.cfg.sampling.compile
+        return bool(setting == "on" or (setting == "auto" and self.parameters()["frozen"]["transformer"] >= LARGE))
+
     def captures(self, checkpointing: bool) -> bool:
         """Whether the training step is replayed as a CUDA graph."""
         setting = self.cfg.train.capture
@@ -185,15 +192,21 @@ class Planner:
     def largest_batch(self, *, checkpointing: bool | None = None, compiles: bool | None = None) -> int:
         """The largest micro-batch that fits, 0 for none: memory is affine in it, between and beyond two plans."""
         base = self.cfg.train.batch_size
-        one, two = (self.step(batch=n, checkpointing=checkpointing, compiles=compiles) for n in (base, 2 * base))
+        other = self.smaller_batch() or 2 * base
+        one, two = (self.step(batch=n, checkpointing=checkpointing, compiles=compiles) for n in (base, other))
         best = None
         for low, high in zip(one.trace.moments, two.trace.moments, strict=True):
-            slope = (high.total - low.total) / base
+            slope = (high.total - low.total) / (other - base)
             free = (self.gpu.memory - CONTEXT) / (1 + RESERVE) - low.total
             if slope > 0:
                 fits = base + free / slope
                 best = fits if best is None else min(best, fits)
         return max(0, int(best)) if best is not None else base
+
+    def smaller_batch(self) -> int | None:
+        """The largest micro-batch of at most half the size that divides it; None for a single pair."""
+        batch = self.cfg.train.batch_size
+        return next((n for n in range(batch // 2, 0, -1) if batch % n == 0), None)
 
     def fusion(self) -> Fusion:
         """What compiling a block leaves of its memory and traffic."""
@@ -261,33 +274,38 @@ class Planner:
 
     def sampling(self) -> dict[str, float | bool | int]:
         """Memory, operations and time of editing one clip; see `docs/scale.md`."""
-        frames = self.frames()
-        plain, kept = [], []
-        for blocks in self.sizes:
-            model = self.model(blocks)
-            plain.append(model.sampling(frames=frames, project=False))
-            kept.append(model.sampling(frames=frames, project=True))
-        reading = self._joined([self._timed(r) for r, _, _ in plain])
-        features = self._joined([self._timed(s) for _, s, _ in plain])
-        cached = self._joined([self._timed(s) for _, s, _ in kept])
-        size = {name: self._scaled([k for _, _, k in runs]) for name, runs in (("features", plain), ("cached", kept))}
-        free = self.gpu.memory - CONTEXT - reading.moments[0].parts["frozen"] - reading.moments[0].parts["trained"]
-        used = size["cached"] <= free / 2
-        step = cached if used else features
-        guided = 1 if self.cfg.sampling.guidance == 1 else 2
-        seconds = guided * _busy(step)
+        frames, scheduled = self.frames(), self.cfg.sampling
+        runs = self._sampled(frames, project=True)
+        cached = self._scaled([kept for _, _, kept in runs])
+        held = runs[0][0].moments[0].parts
+        tokens = 1 + (frames - 1) // self.spec.time_factor
+        tokens *= (self.cfg.data.height // self.spec.space_factor // self.spec.patch[1]) * (
+            self.cfg.data.width // self.spec.space_factor // self.spec.patch[2]
+        )
+        stream = self.model(self.sizes[0]).editor.uses_source_stream
+        features = 2.0 * self.modules * tokens * self.spec.width if stream else 0.0
+        used = cached <= (self.gpu.memory - CONTEXT - held["frozen"] - held["trained"]) / 2
+        if not used:  # each step projects the features
+            runs = self._sampled(frames, project=False)
+        reading = self._joined([self._timed(trace) for trace, _, _ in runs])
+        step = self._joined([self._timed(trace) for _, trace, _ in runs])
+        if self.compiles_sampling:
+            reading, step = _compiled(reading, self.fusion()), _compiled(step, self.fusion())
+        guided = 1 if scheduled.guidance == 1 else 2
         return {
             "frames": frames,
-            "features_bytes": size["features"],
-            "cached_bytes": size["cached"],
+            "features_bytes": features,
+            "cached_bytes": cached,
             "cached": used,
             "peak_bytes": max(reading.peak.total, step.peak.total),
             "reading_flops": sum(reading.flops.values()),
             "step_flops": guided * sum(step.flops.values()),
-            "step_flops_from_features": guided * sum(features.flops.values()),
-            "step_seconds": seconds,
-            "clip_seconds": self.cfg.sampling.steps * seconds + _busy(reading),
+            "step_seconds": guided * _busy(step),
+            "clip_seconds": scheduled.steps * guided * _busy(step) + _busy(reading),
         }
+
+    def _sampled(self, frames: int, *, project: bool) -> list[tuple[Trace, Trace, float]]:
+        return [self.model(blocks).sampling(frames=frames, project=project) for blocks in self.sizes]
 
     def _scaled(self, values: list[float]) -> float:
         """Bytes that are proportional to the number of modules."""
@@ -298,7 +316,8 @@ class Planner:
     def cache(self) -> dict[str, float | str | bool]:
         """Size of the encoded latents and texts, where they will be, and the encoders that fill it."""
         cfg, spec = self.cfg, self.spec
-        places = (cfg.data.height // spec.space_factor) * (cfg.data.width // spec.space_factor)
+        height, width = largest_size(cfg, spec.size_multiple)
+        places = (height // spec.space_factor) * (width // spec.space_factor)
         pairs = cfg.data.pairs + cfg.data.validation_pairs
         latents = 2.0 * 4 * spec.latent_channels * places * pairs
         texts = 2.0 * WORDS * spec.text_dim * pairs

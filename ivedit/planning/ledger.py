@@ -168,7 +168,7 @@ def gpu_kernels(*, norms: bool = True) -> Iterator[None]:
     """
     before = F.scaled_dot_product_attention, F.rms_norm
     F.scaled_dot_product_attention = _attention  # type: ignore[assignment]
-    F.rms_norm = _rms_norm if norms else _SPELLED_OUT
+    F.rms_norm = _rms_norm if norms else _SPELLED_OUT  # type: ignore[assignment]
     try:
         yield
     finally:

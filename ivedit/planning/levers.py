@@ -40,10 +40,7 @@ def levers(plan: Planner) -> list[Lever]:
     if not plan.compiles:
         add("train.compile=on", plan.step(compiles=True), "a minute of compiling; then faster", True)
     batch = cfg.train.batch_size
-    smaller = batch // 2
-    while smaller >= 1 and batch % smaller:
-        smaller -= 1
-    if smaller >= 1:
+    if smaller := plan.smaller_batch():
         then = plan.step(batch=smaller)
         pace = (then.seconds / smaller) / (now.seconds / batch)
         more = cfg.train.accumulate * batch // smaller

@@ -84,13 +84,16 @@ def test_bytes_kept_for_the_backward_pass_are_those_of_a_real_step(name: str, ch
 
 
 def test_operations_are_those_of_the_real_code_and_more_blocks_follow_from_few():
-    cfg, backbone = settings({"width": 24}), tiny_backbone(blocks=3)
+    cfg, backbone = settings({"width": 24}), tiny_backbone(blocks=4)
     configs = configs_of(backbone)
     with sdpa_kernel(SDPBackend.MATH):  # as the counter of real steps runs it
-        one, two, three = (planned(cfg, configs, blocks) for blocks in (1, 2, 3))
-    follows = extrapolated(one, two, (1, 2, 3))
-    assert sum(three.flops.values()) == count_flops(cfg, backbone)["training_step"]
-    assert (follows.flops, follows.saved) == (three.flops, three.saved)
+        two, three, four = (planned(cfg, configs, blocks) for blocks in (2, 3, 4))
+    follows = extrapolated(two, three, (2, 3, 4))
+    assert sum(four.flops.values()) == count_flops(cfg, backbone)["training_step"]
+    assert (follows.flops, follows.saved) == (four.flops, four.saved)
+    assert [m.phase for m in follows.moments] == [m.phase for m in four.moments]
+    for one, other in zip(follows.moments, four.moments, strict=True):
+        assert one.total == pytest.approx(other.total, rel=0.02), one.phase
     assert follows.flops["frozen"] > 0 and follows.flops["modules"] > 0
 
 
