@@ -157,7 +157,7 @@ def _results(record: Record) -> list[str]:
         "## Results",
         "",
         *_wrap(
-            f"{count} held-out clips (split `{found['split']}`), {found['frames']} frames each (kinds of edit:",
+            f"{count} held-out clips (split `{found['split']}`) of {found['frames']} frames (kinds of edit:",
             f"{', '.join(kinds)}); {sampling['steps']} {sampling['scheduler']} steps,",
             f"guidance {sampling['guidance']:g}.",
             f"Success: edited region above {limits['edited_db']:g} dB and kept region",
