@@ -4,7 +4,7 @@ A source is a folder of finished edits with a ``manifest.jsonl``, a run folder, 
 one table. Everything that can be wrong with the files is told before anything is scored. Judge-free metrics always;
 with ``judge.backend`` a vision-language model scores the edits too, and ``--anchors`` says whether to believe it.
 Exit codes: 0 done, 1 it failed (a refused judge's table among it), 2 the arguments or files cannot be used, 130
-interrupted; what a judge answered is kept, and the same command goes on.
+interrupted; what a judge answered is kept, and the command that is then named goes on.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivedit.config.compose import compose_layers
 from ivedit.config.layers import Layer, argument_layer
 from ivedit.errors import ConfigError, IveditError, or_nearest
+from ivedit.runfolder import is_run_folder
 
 if TYPE_CHECKING:
     from ivedit.config import Config
@@ -84,6 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError("nothing to evaluate: name a folder of finished edits, a run folder or an editor file")
         if given.anchors and cfg.judge.backend in ("none", "replay"):
             raise ConfigError("--anchors asks a judge: give --judge FILE, or judge.backend=http or local")
+        if given.out and is_run_folder(given.out):
+            raise ConfigError(
+                f"--out {given.out} holds a run already; name another folder. What a judge answered there is found "
+                f"with --record {given.out}/artifacts/judge.jsonl"
+            )
         _plugins(cfg)
         manifest = _read(given, sources) if sources.finished else None
         if given.dry_run:
@@ -188,7 +195,7 @@ def _configure(given: argparse.Namespace, sources: Sources, settings: list[str])
 def _editor_layer(reference: str) -> Layer:
     """What an editor was trained with, as far as edits depend on it."""
     from ivedit.editing import editor_settings
-    from ivedit.runfolder import RunFolder, is_run_folder
+    from ivedit.runfolder import RunFolder
 
     # a run's folder knows all of its configuration, an editor's file the part that training needed
     content = RunFolder(reference).config() if is_run_folder(reference) else editor_settings(reference)
@@ -257,9 +264,7 @@ def _run(cfg: Config, given: argparse.Namespace, sources: Sources, manifest: Man
     from ivedit.runfolder import RUN_PATH_VARIABLE
     from ivedit.tasks import register
 
-    again = f"python -m ivedit.evaluate {shlex.join(words)}"
-
-    @register("evaluate", again=again)
+    @register("evaluate", again=partial(_again, words, cfg))
     def evaluate(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
         _evaluate(cfg, given, sources, manifest, run, tracker)
 
@@ -273,6 +278,19 @@ def _run(cfg: Config, given: argparse.Namespace, sources: Sources, manifest: Man
         os.environ.pop(RUN_PATH_VARIABLE, None)
         if before is not None:
             os.environ[RUN_PATH_VARIABLE] = before
+
+
+def _again(words: Sequence[str], cfg: Config, folder: Path) -> str:
+    """The command that goes on with what was cut off in ``folder``: in another one, with the replies kept there."""
+    from ivedit.judge.finish import RECORD
+
+    kept = [word for word in words if not word.startswith("--out=")]
+    if "--out" in kept:
+        place = kept.index("--out")
+        del kept[place : place + 2]
+    if cfg.judge.backend in ("http", "local") and not cfg.judge.record:
+        kept += ["--record", str(folder / RECORD)]
+    return f"python -m ivedit.evaluate {shlex.join(kept)}"
 
 
 def _evaluate(

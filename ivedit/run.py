@@ -374,7 +374,7 @@ def _is_first() -> bool:
 def _resume_command(run: RunFolder) -> str:
     task = run.config().get("task")
     if task in TASKS and "again" in TASKS.info(str(task)):
-        return str(TASKS.info(str(task))["again"])
+        return str(TASKS.info(str(task))["again"](run.path))
     return f"python -m ivedit.run resume={shlex.quote(str(run.path))}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from ivedit.evaluate import main
 from ivedit.evaluation.files import read_clip
 from ivedit.evaluation.manifest import NAME
+from ivedit.judge.finish import RECORD
 from tests.evaluation.edits import finished, moving, write
 from tests.judge.oracle import Oracle, OracleServer
 
@@ -142,6 +144,8 @@ def test_a_dry_run_counts_calls_pictures_and_tokens_and_asks_nobody(place: Path,
     said = capsys.readouterr().out
     assert "3 clips of 2 methods: all files are there and fit" in said
     assert "120 judgements" in said and "calls with" in said and "tokens" in said
+    assert main(["ours", "--judge", "judge.yaml", "--dry-run", "judge.anchors=none.json"]) == 2
+    assert "there is no file none.json; make it with --anchors" in capsys.readouterr().err
     assert not (place / "runs").exists()
 
 
@@ -153,6 +157,14 @@ def test_a_dry_run_of_the_anchors_counts_the_questions_about_two_edits_too(place
         counts[name] = [int(n) for n in re.findall(r"(\d+) judgements", capsys.readouterr().out.replace(",", ""))]
     assert len(counts["alone"]) == 1 and counts["both"][0] == counts["alone"][0]
     assert len(counts["both"]) == 2 and counts["both"][1] >= 2 * 3 * 40  # both orders, three relations, 40 clips each
+
+
+def test_a_folder_that_holds_a_run_is_not_taken_again_and_its_replies_are_pointed_at(place: Path, capsys):
+    assert main(["ours", "--out", "mine", *QUIET]) == 0
+    capsys.readouterr()
+    assert main(["ours", "--out", "mine", *QUIET]) == 2
+    told = capsys.readouterr().err
+    assert "--out mine holds a run already; name another folder" in told and f"--record mine/{RECORD}" in told
 
 
 def test_known_faults_of_clips_prove_the_judge_and_the_verdict_stands_in_the_table(place: Path, tmp_path: Path):
@@ -249,13 +261,12 @@ def test_help_and_a_bad_setting_answer_without_heavy_imports(tmp_path: Path):
 
 @pytest.mark.slow
 def test_an_interrupted_judge_says_how_to_go_on(place: Path, oracle: OracleServer):
-    """A real process, interrupted while a slow judge thinks, then started again with the record it left."""
+    """A real process, interrupted while a slow judge thinks, then gone on with as it says."""
     import signal
 
     slow, answer = 0.15, oracle.oracle.answer
     oracle.oracle.answer = lambda body: (time.sleep(slow), answer(body))[1]  # type: ignore[method-assign]
-    one_by_one = ["judge.concurrency=1", "--record", "kept.jsonl"]
-    arguments = ["ours", *QUIET, *JUDGE, f"judge.base_url={oracle.url}", *one_by_one]
+    arguments = ["ours", *QUIET, *JUDGE, f"judge.base_url={oracle.url}", "judge.concurrency=1", "--out", "cut"]
     command = [sys.executable, "-m", "ivedit.evaluate", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -264,11 +275,13 @@ def test_an_interrupted_judge_says_how_to_go_on(place: Path, oracle: OracleServe
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=120)
     assert child.returncode == 130 and "python -m ivedit.evaluate ours" in err and "Traceback" not in err
-    kept = (place / "kept.jsonl").read_text().count('"event": "reply"')
+    kept = (place / "cut" / RECORD).read_text().count('"event": "reply"')
     assert 1 <= kept < 24
     asked = oracle.oracle.asked
     slow = 0.0
-    assert main(arguments) == 0
+    again = shlex.split(err.strip().splitlines()[-1].partition("python -m ivedit.evaluate ")[2])
+    assert "--out" not in again and again[-2:] == ["--record", str(place / "cut" / RECORD)]
+    assert main(again) == 0
     assert oracle.oracle.asked - asked == 24 - kept
 
 

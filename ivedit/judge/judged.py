@@ -72,7 +72,8 @@ class Judged:
 
 
 def judge_plan(manifest: Manifest, settings: JudgeConfig, record: Path | None) -> str:
-    """What `judge_manifest` will cost, in words; nobody is asked."""
+    """What `judge_manifest` will cost, in words; nobody is asked. ConfigError: ``judge.anchors`` names no file."""
+    _anchors_are_there(settings)
     backend, asking = build_backend(settings, asks=False), asking_of(settings)
     kept = read_record(record) if record else None
     cases = ManifestCases(manifest)
@@ -81,6 +82,11 @@ def judge_plan(manifest: Manifest, settings: JudgeConfig, record: Path | None) -
         pairs = [PAIRWISE[name] for name in settings.pairwise]
         said += f"\npairwise: {estimate(PairCases(cases), pairs, backend, kept, asking).text()}"
     return said
+
+
+def _anchors_are_there(settings: JudgeConfig) -> None:
+    if settings.anchors and not Path(settings.anchors).expanduser().is_file():
+        raise ConfigError(f"judge.anchors: there is no file {settings.anchors}; make it with --anchors")
 
 
 def judge_manifest(
@@ -99,8 +105,7 @@ def judge_manifest(
         ConfigError: settings that cannot work, or a clip that a metric has no meaning for.
         IveditError: the judge cannot be asked; what was answered is kept.
     """
-    if settings.anchors and not Path(settings.anchors).expanduser().is_file():
-        raise ConfigError(f"judge.anchors: there is no file {settings.anchors}; make it with --anchors")
+    _anchors_are_there(settings)
     if settings.pairwise and len(manifest.methods) > 2:
         need_evalica()  # known now, not after the last answer
     metrics, asking = metrics_of(settings), asking_of(settings)
