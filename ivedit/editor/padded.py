@@ -64,9 +64,16 @@ def key_mask(real: Tensor, dtype: torch.dtype, *, before: int = 0, queries: int,
     lengths = real.sum(dim=1, dtype=torch.int32)
     if copies > 1:
         bias, lengths = bias.repeat_interleave(copies, dim=0), lengths.repeat_interleave(copies)
-    if not (_sequences and real.is_cuda and dtype in (torch.bfloat16, torch.float16)):
+    if not (_sequences and _has_sequences(real.device) and dtype in (torch.bfloat16, torch.float16)):
         return KeyMask(bias[:, None, None])
     return KeyMask(bias[:, None, None], *sequence_starts(before + lengths, bias.shape[1], queries))
+
+
+def _has_sequences(device: torch.device) -> bool:
+    """Whether the variable-length kernel runs there: GPUs from Ampere on, unless flash attention was switched off."""
+    if device.type != "cuda" or not torch.backends.cuda.flash_sdp_enabled():
+        return False
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def sequence_starts(lengths: Tensor, keys: int, queries: int) -> tuple[Tensor, Tensor]:
