@@ -8,6 +8,7 @@ function of (seed, epoch), see `ivedit.data.order`. Without `data.buckets` all p
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from ivedit.data.record import PairReader
 from ivedit.data.shards import Shards, entry_key
 from ivedit.errors import ConfigError
 
-__all__ = ["Buckets", "configured_sizes", "pair_sizes", "sort_pairs"]
+__all__ = ["Buckets", "configured_sizes", "largest_size", "pair_sizes", "sort_pairs"]
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,11 @@ def configured_sizes(cfg: Config, multiple: int = 16) -> tuple[Size, ...]:
         return tuple(bucket_sizes(cfg.data.buckets, multiple))
     except ValueError as problem:
         raise ConfigError(f"data.buckets: {problem}") from None
+
+
+def largest_size(cfg: Config, multiple: int = 16) -> Size:
+    """The one of `configured_sizes` that decides a step's memory."""
+    return max(configured_sizes(cfg, multiple), key=math.prod)
 
 
 def pair_sizes(reader: PairReader, folder: Path | None, *, show: bool = True) -> list[Size | None]:

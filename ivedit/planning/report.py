@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ivedit.data.buckets import largest_size
 from ivedit.planning.backbones import backbone_configs
 from ivedit.planning.estimate import CONTEXT, DDP_SHARE, RESERVE, WORDS, Planner, Step, steps_of_run
 from ivedit.planning.gpus import DEFAULT, Gpu, detected_gpu, gpu_named
@@ -48,6 +49,7 @@ def plan_values(cfg: Any, gpu: Gpu) -> dict[str, Any]:
     plan = Planner(cfg, backbone_configs(cfg.backbone.path, cfg.text.length), gpu)
     step, train = plan.step(), cfg.train
     pairs = train.batch_size * train.accumulate
+    height, width = largest_size(cfg, plan.spec.size_multiple)
     seconds = step.seconds * train.accumulate + step.update_seconds
     together = plan.world * (DDP_SHARE if plan.world > 1 else 1.0)
     pace = pairs / seconds * together
@@ -60,8 +62,8 @@ def plan_values(cfg: Any, gpu: Gpu) -> dict[str, Any]:
         "backbone": {"path": cfg.backbone.path, "blocks": plan.configs.blocks, "width": plan.spec.width},
         "gpu": vars(gpu),
         "settings": {
-            "height": cfg.data.height,
-            "width": cfg.data.width,
+            "height": height,
+            "width": width,
             "batch_size": train.batch_size,
             "accumulate": train.accumulate,
             "gpus": plan.world,

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ivedit.backbone import Backbone
 from ivedit.backbone.loading import keep_dtype
+from ivedit.data.buckets import largest_size
 from ivedit.data.text import TextStates
 from ivedit.editor import EditText
 from ivedit.editor.base import Editor
@@ -238,7 +239,8 @@ class Model:
     def tensors(self, batch: int, draws: int) -> dict[str, Tensor]:
         """Inputs of `EditModule.sample_losses`, as the datamodule's batches have them on a GPU."""
         cfg, spec = self.cfg, self.backbone.spec
-        size = (spec.latent_channels, 1, cfg.data.height // spec.space_factor, cfg.data.width // spec.space_factor)
+        height, width = largest_size(cfg, spec.size_multiple)
+        size = (spec.latent_channels, 1, height // spec.space_factor, width // spec.space_factor)
         tensors = {
             "source": torch.zeros(batch, *size),
             "target": torch.zeros(batch, *size),

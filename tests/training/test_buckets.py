@@ -5,12 +5,14 @@ import logging
 import pytest
 import torch
 
+from ivedit.planning.simulate import Model
 from ivedit.training import EditModule, read_checkpoint
 from ivedit.training.captured import StaticStep
 from ivedit.training.checkpoint import LAST
 from ivedit.training.flops import count_flops
 from tests.backbone.tiny import tiny_backbone
 from tests.data.conftest import PhotoFolder
+from tests.planning.test_simulate import configs_of
 from tests.training.edits import edit_config, run_edit
 from tests.training.test_edit_training import CrashAt
 
@@ -92,3 +94,12 @@ def test_counted_flops_are_the_mean_over_the_sizes(cfg):
     assert step(*SIZES) == pytest.approx((wide + tall + square) / 3, rel=1e-9)
     cfg.data.buckets, cfg.data.height, cfg.data.width = [], 16, 16
     assert count_flops(cfg, backbone)["training_step"] == square
+
+
+def test_a_plan_is_made_for_the_largest_size(cfg):
+    backbone = tiny_backbone(blocks=2)
+    cfg.data.buckets = ["16x16", "48x32", "32x16"]
+    tensors = Model(cfg, configs_of(backbone), blocks=2, gpu=False).tensors(3, 1)
+    factor = backbone.spec.space_factor
+    assert tensors["source"].shape == (3, backbone.spec.latent_channels, 1, 48 // factor, 32 // factor)
+    assert tensors["noise"].shape == tensors["source"].shape
