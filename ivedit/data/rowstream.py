@@ -149,7 +149,6 @@ class RowStream:
             what = (str(problem).splitlines() or [type(problem).__name__])[0]
             raise IveditError(f"data.path: {name!r} cannot be read on as a stream: {what}") from problem
 
-
     def _wanted(self, file: str) -> list[str] | None:
         """The columns to transfer; None: all (a tar shard is read whole)."""
         if self.files.kind != "parquet":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,11 @@ def read_set(files: SetFiles, columns: Mapping[str, str], scores: Scores, most: 
     ids: set[str] = set()
     for path in files.paths():
         if files.kind == "table":
-            rows += _table_rows(files, path, columns, scores)
+            for made in _table_rows(files, path, columns, scores):
+                if made.texts.id in ids:  # of another file: rows without an id are numbered in each
+                    made = replace(made, texts=replace(made.texts, id=f"{path.name} {made.texts.id}"))
+                ids.add(made.texts.id)
+                rows.append(made)
             continue
         raw = _parquet_rows(path, columns, scores) if files.kind == "parquet" else _tar_rows(path, columns, scores)
         for names, where, row in raw:

@@ -147,7 +147,8 @@ class StreamDataModule(PairDataModule):
             read = read_ahead(read)  # files are read and decoded while the last batch is encoded and trained on
         for window, rows, pixels, places in read:
             self._starts = dict([*self._starts.items(), ((epoch, window.number), window.start)][-_STARTS:])
-            self._guard.note(places.tolist(), [(int(places[i]), problem) for i, problem in pixels.bad])
+            seen = places + epoch * self._pairs  # the same place is another pair in another epoch
+            self._guard.note(seen.tolist(), [(int(seen[i]), problem) for i, problem in pixels.bad])
             words = Words(self._reader(rows), self.cfg.text, self.cfg.data.null_edits, training=True)
             # Draws hang on the place in the stream, as everything that the ranks must not share does.
             yield {**self._streamed(words, epoch, pixels, places), "numbers": places}

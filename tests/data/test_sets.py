@@ -109,13 +109,20 @@ def test_a_hubs_layout_is_read_by_its_splits(tmp_path, rows, config):
         build_reader(config(tmp_path / "hub [1]"), "train")
 
 
-def test_files_named_after_splits_need_no_header(tmp_path, rows, config):
+def test_files_named_after_splits_need_no_header(tmp_path, photos, rows, config):
     for row in rows:
         del row["split"]
     write_parquet(tmp_path / "set" / "train.parquet", rows[:9])
     write_parquet(tmp_path / "set" / "validation.parquet", rows[9:])
     cfg = config(tmp_path / "set", validation_split="validation")
     assert len(build_reader(cfg, "train")) == 9 and len(build_reader(cfg, "val")) == 2
+    # Tables without ids, in several files of a split.
+    for part in (0, 1):
+        half = photos.rows[6 * part : 6 * part + 6]
+        bare = [{k: v for k, v in row.items() if k not in ("id", "split")} for row in half]
+        write_csv(photos.root / f"train-{part}.csv", bare)
+    names = [name for name, _ in everything(build_reader(config(photos.root, table="none.csv"), "train"))]
+    assert len(set(names)) == len(names) == 11
     # Without naming it, pairs of the training split are held out, and never seen in training.
     held = {name for name, _ in everything(build_reader(config(tmp_path / "set", validation_pairs=1), "val"))}
     rest = {name for name, _ in everything(build_reader(config(tmp_path / "set", validation_pairs=1), "train"))}
