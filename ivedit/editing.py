@@ -258,8 +258,10 @@ def _edit(
     steps = _Steps(progress, total)
     compile = options.compile == "on" or (total >= COMPILED_FROM and sampling_compiles(options.compile, backbone))
 
-    def edit(pixels: Tensor, window: Window) -> Tensor:
-        latents = backbone.encode_pixels(pixels[None].to(backbone.device).float().div_(255))
+    cut = _Cut(source, box, windows)
+
+    def edit(window: Window) -> Tensor:
+        latents = backbone.encode_pixels(cut(window)[None].to(backbone.device).float().div_(255))
         noise = window_noise(options.seed, window, factor, (latents.shape[1], *latents.shape[3:]))
         edited = pipeline.edit_latents(
             latents, [instruction], steps=options.steps, guidance=options.guidance, scheduler=options.scheduler,
@@ -271,7 +273,7 @@ def _edit(
 
     def frames() -> Iterator[Tensor]:
         left = count
-        for piece in blend(windows, map(edit, _cut(source, box, windows), windows), options.overlap):
+        for piece in blend(windows, map(edit, windows), options.overlap):
             piece = piece[:left]
             left -= len(piece)
             yield from (frame.clone() for frame in piece)  # a view would hold the window while the next is edited
@@ -289,19 +291,27 @@ def _edit(
     return frames(), notes
 
 
-def _cut(source: Iterable[Tensor], box: Letterbox, windows: Sequence[Window]) -> Iterator[Tensor]:
-    """Each window's frames (length, 3, h, w) uint8 at the backbone's size; the last frame fills a window's rest.
+class _Cut:
+    """Cuts a source into windows one after the other: (length, 3, h, w) uint8 at the backbone's size.
 
-    Only the frames of one window are held.
+    The last frame fills what a window has more. Between two calls only the frames that the next window shares are held.
     """
-    held: list[Tensor] = []
-    first, frames = 0, iter(source)
-    for window in windows:
-        held, first = held[window.start - first :], window.start
-        while len(held) < window.length:
-            frame = next(frames, None)
-            held.append(held[-1] if frame is None else media.to_uint8(box.into(frame[None].float() / 255)[0]))
-        yield torch.stack(held)
+
+    def __init__(self, source: Iterable[Tensor], box: Letterbox, windows: Sequence[Window]) -> None:
+        self._frames, self._box = iter(source), box
+        self._coming = iter([*windows[1:], Window(windows[-1].stop, 0)])
+        self.shared = torch.empty(0, 3, *box.target, dtype=torch.uint8)
+
+    def __call__(self, window: Window) -> Tensor:
+        pixels = torch.empty(window.length, 3, *self._box.target, dtype=torch.uint8)
+        known = len(self.shared)
+        pixels[:known] = self.shared
+        for place in range(known, window.length):
+            frame = next(self._frames, None)
+            small = None if frame is None else media.to_uint8(self._box.into(frame[None].float() / 255)[0])
+            pixels[place] = pixels[place - 1] if small is None else small
+        self.shared = pixels[next(self._coming).start - window.start :].clone()
+        return pixels
 
 
 class _Steps:

@@ -194,16 +194,17 @@ def test_a_long_clip_is_read_as_its_windows_need_it(backbone_folder, editor_file
     pipe = IVEditPipeline.from_pretrained(backbone_folder, editor=editor_file)
     shapes, encode = [], pipe.backbone.encode_pixels
     monkeypatch.setattr(pipe.backbone, "encode_pixels", lambda x: shapes.append(tuple(x.shape)) or encode(x))
-    alive, cut = [], editing._cut
+    held = []
 
-    def watched(*arguments):  # how many frames of the source are held when a window is cut
-        for window in (windows := cut(*arguments)):
-            alive.append(len(windows.gi_frame.f_locals["held"]))
-            yield window
+    class Watched(editing._Cut):
+        def __call__(self, window):
+            pixels = super().__call__(window)
+            held.append(len(self.shared))
+            return pixels
 
-    monkeypatch.setattr(editing, "_cut", watched)
+    monkeypatch.setattr(editing, "_Cut", Watched)
     pipe.edit_video(tmp_path / "clip.mp4", "remove the star", tmp_path / "o.mp4", steps=1, window=17)
-    assert shapes == [(1, 17, 3, 32, 32)] * 3 and alive == [17, 17, 17]
+    assert shapes == [(1, 17, 3, 32, 32)] * 3 and held == [5, 5, 0]
 
 
 def test_what_the_editor_was_evaluated_with_is_the_default_and_the_command_line_wins(editor_file):
