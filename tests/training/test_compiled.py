@@ -53,3 +53,28 @@ def test_chosen_by_itself_and_impossible_goes_on_without(tmp_path, no_compiler, 
         outcome, _, _ = run_edit(tmp_path / "fallen_back", edit_config(epochs=1, compile="auto"))
     assert outcome.steps == expected.steps and outcome.val_loss == expected.val_loss
     assert "training goes on without" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_compiled_and_captured_steps_learn_as_eager_ones_do(tmp_path):
+    """Modules of 24 channels read padded text through the variable-length kernel here, forward and backward."""
+
+    class Losses:
+        def __init__(self):
+            self.rows = {}
+
+        def log_metrics(self, values, step):
+            self.rows.setdefault(step, {}).update(values)
+
+        def log_params(self, values):
+            pass
+
+    found = {}
+    for compile, capture in (("off", "off"), ("on", "off"), ("on", "on")):
+        losses = Losses()
+        cfg = edit_config(epochs=1, log_every=1, accelerator="cuda", compile=compile, capture=capture)
+        run_edit(tmp_path / f"{compile}-{capture}", cfg, tracker=losses)
+        found[compile, capture] = [losses.rows[step]["train/loss"] for step in range(1, 7)]
+    for other in (("on", "off"), ("on", "on")):
+        assert found[other] == pytest.approx(found["off", "off"], rel=0.02)
