@@ -88,7 +88,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: KeyMask | None) -> T
     """Softmax attention, (B, heads, Q, head size) to (B, heads, K, head size); None: all keys are real."""
     if mask is None:
         return F.scaled_dot_product_attention(query, key, value)
-    if mask.starts is None or mask.queries is None or query.dtype not in (torch.bfloat16, torch.float16):
+    # The variable-length kernel is of half precision, and of heads of a multiple of 8 up to 256.
+    fits = query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
+    if mask.starts is None or mask.queries is None or not fits:
         return F.scaled_dot_product_attention(query, key, value, mask.bias)
     from torch.nn.attention.varlen import varlen_attn
 

@@ -58,7 +58,7 @@ def test_chosen_by_itself_and_impossible_goes_on_without(tmp_path, no_compiler, 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_compiled_and_captured_steps_learn_as_eager_ones_do(tmp_path):
-    """Modules of 24 channels read padded text through the variable-length kernel here, forward and backward."""
+    """Heads of 24 channels read padded text through the variable-length kernel here, forward and backward."""
 
     class Losses:
         def __init__(self):
