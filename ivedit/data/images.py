@@ -166,10 +166,11 @@ def pixels(image: Image.Image, height: int, width: int) -> Tensor:
     """Scale an RGB image until it covers height x width and cut the centre out: (3, height, width) uint8."""
     if image.size == (width, height):
         return to_tensor(image)
-    left, top, right, bottom = _cover(image.size, height, width)
+    box = _cover(image.size, height, width)
+    if box != (0, 0, *image.size):
+        image = image.crop(box)
     # A writable copy, which `torch.from_numpy` wants. Channels stay last in memory: the fast kernel takes them so.
-    everything = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)[None]
-    cut = everything[:, :, top:bottom, left:right]
+    cut = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)[None]
     if cut.shape[2:] != (height, width):
         cut = torch.nn.functional.interpolate(cut, size=(height, width), mode="bicubic", antialias=True)
     return cut[0].contiguous()
