@@ -197,8 +197,9 @@ def tell_path(ranks: Ranks, path: str | None) -> str | None:
 
 def tell_failure(ranks: Ranks, reason: str) -> None:
     """Say why this rank ends, so that rank 0 can write it down. Where nobody listens any more, say nothing."""
-    with contextlib.suppress(Exception):  # the store may be gone with rank 0, and this rank is failing already
-        _store(ranks).set(_FAILURE_KEY, f"rank {ranks.rank}: {reason}")
+    for store in _stores.values():  # none before the ranks have met
+        with contextlib.suppress(Exception):  # it may be gone with rank 0, and this rank is failing already
+            store.set(_FAILURE_KEY, f"rank {ranks.rank}: {reason}")
 
 
 def failure_told() -> str | None:

@@ -183,10 +183,11 @@ def _recorded(cfg: Config, run: RunFolder, others: Sequence[subprocess.Popen[byt
             _task(cfg)(cfg, run, tracker)
             leave()
     except KeyboardInterrupt:
-        end("STOPPED", "interrupted")
+        told = vigil.reason or failure_told()  # a launcher ends the other ranks when one has failed
+        end("FAILED" if told else "STOPPED", told or "interrupted")
         if _is_first():
-            _say_error(f"interrupted; continue with: {_resume_command(run)}")
-        return 130
+            _say_error(f"run failed: {told}" if told else f"interrupted; continue with: {_resume_command(run)}")
+        return 1 if told else 130
     except Stopped as stop:
         end(stop.state, str(stop))
         if stop.state == "PRUNED":
