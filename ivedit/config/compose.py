@@ -32,6 +32,7 @@ NEEDED = "???"
 """What a file writes for a setting that only the person who runs it can know, such as where the data lies."""
 
 RESUME_MAY_CHANGE = (
+    "backbone.gradient_checkpointing",  # how a step is computed, not what comes out: for a run that ran out of memory
     "backbone.path",  # the same weights may lie elsewhere; their fingerprint is checked
     "data.bad_share",
     "data.cache",
@@ -47,12 +48,14 @@ RESUME_MAY_CHANGE = (
     "train.accelerator",
     "train.capture",
     "train.checkpoint_every",
+    "train.compile",
     "train.devices",
     "train.epochs",
     "train.log_every",
     "train.max_minutes",
     "train.max_steps",
     "train.nodes",
+    "train.strategy",
     "train.threads",
     "train.validate_every",
 )

@@ -145,7 +145,8 @@ def plan_text(values: dict[str, Any], how: str = "") -> str:
     lines += ["", f"GPU memory at the fullest moment of a step ({m['peak_during']})"]
     lines += [_row(_TITLES[part], gibibytes(m["peak"][part])) for part in PARTS if m["peak"][part] >= 2**20]
     lines.append(_row("tensors together", gibibytes(m["peak_bytes"])))
-    lines.append(_row("CUDA context, allocator's loss (assumed)", gibibytes(m["context_bytes"] + m["reserve_bytes"])))
+    besides = gibibytes(m["context_bytes"] + m["reserve_bytes"])
+    lines.append(_row("CUDA context, allocator (as on an H200)", besides))
     fits = "fits" if m["fits"] else "DOES NOT FIT"
     lines.append(_row("needed", gibibytes(m["needed_bytes"])) + f"  {fits} in {gibibytes(m['gpu_bytes'])}")
     lines.append(_row("largest train.batch_size that fits", str(m["largest_batch"])))

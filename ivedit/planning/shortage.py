@@ -138,7 +138,8 @@ def shortage_told(cfg: Any) -> Iterator[None]:
 def _is_shortage(error: BaseException) -> bool:
     # torch.OutOfMemoryError, without importing torch; some libraries raise a plain error with the same words
     named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
-    return named or (isinstance(error, RuntimeError) and "CUDA out of memory" in str(error))
+    words = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return named or (isinstance(error, RuntimeError) and any(part in str(error) for part in words))
 
 
 def _told(message: str) -> tuple[str, str, str]:
