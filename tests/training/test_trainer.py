@@ -12,6 +12,7 @@ from ivedit.training import reached_step, read_checkpoint
 from ivedit.training.checkpoint import LAST
 from tests.training.small import SmallModule, run_small
 
+
 class Records:
     """A tracker that keeps what it is told."""
 
