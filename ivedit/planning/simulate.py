@@ -182,7 +182,8 @@ class Model:
 
         def marking(*args: Any, **openings: Any) -> Tensor:
             out = run(*args, **openings)
-            out.register_hook(lambda _: starts.append(ledger.at))  # the backward pass of this block begins
+            if out.requires_grad:  # blocks before the first edit module have no backward pass
+                out.register_hook(lambda _: starts.append(ledger.at))
             return out
 
         accumulating = self.cfg.train.accumulate > 1
@@ -343,7 +344,7 @@ def _ends(starts: list[int], every: int) -> dict[str, tuple[int | None, int | No
     other in a straight line.
 
     Args:
-        starts: Where the backward pass of each block begins, the last block first.
+        starts: Where the backward pass of each block that has one begins, the last block first.
         every: Blocks that are alike only as a group.
     """
     if len(starts) <= every:
