@@ -185,8 +185,7 @@ def _recorded(cfg: Config, run: RunFolder, others: Sequence[subprocess.Popen[byt
     except KeyboardInterrupt:
         told = vigil.reason or failure_told()  # a launcher ends the other ranks when one has failed
         end("FAILED" if told else "STOPPED", told or "interrupted")
-        if _is_first():
-            _say_error(f"run failed: {told}" if told else f"interrupted; continue with: {_resume_command(run)}")
+        _say_error(f"run failed: {told}" if told else f"interrupted; continue with: {_resume_command(run)}")
         return 1 if told else 130
     except Stopped as stop:
         end(stop.state, str(stop))
@@ -194,8 +193,7 @@ def _recorded(cfg: Config, run: RunFolder, others: Sequence[subprocess.Popen[byt
             log.info("%s", stop)
             return 0
         if "SIG" in str(stop):  # training ends the step it is in, keeps a checkpoint and names the signal
-            if _is_first():
-                _say_error(f"{stop}; continue with: {_resume_command(run)}")
+            _say_error(f"{stop}; continue with: {_resume_command(run)}")
             return 130
         log.info("stopped: %s; continue with: %s", stop, _resume_command(run))
         return 0
@@ -207,10 +205,9 @@ def _recorded(cfg: Config, run: RunFolder, others: Sequence[subprocess.Popen[byt
             reason = told
         _write_traceback(run)
         end("FAILED", reason)
-        if _is_first():
-            _say_error(f"run failed: {reason} [run folder: {run.path}, traceback in its log.txt]")
-            if isinstance(error, MemoryShortage):
-                _say_error(error.advice())
+        _say_error(f"run failed: {reason} [run folder: {run.path}, traceback in its log.txt]")
+        if isinstance(error, MemoryShortage):
+            _say_error(error.advice())
         return 2 if isinstance(error, ConfigError) else 1
     end("FINISHED")
     if _is_first():
@@ -380,8 +377,9 @@ def _resume_command(run: RunFolder) -> str:
 
 
 def _say_error(text: str) -> None:
-    sys.stdout.flush()
-    print(text, file=sys.stderr, flush=True)
+    if _is_first():  # what it says holds for all ranks
+        sys.stdout.flush()
+        print(text, file=sys.stderr, flush=True)
 
 
 def _write_traceback(run: RunFolder) -> None:
