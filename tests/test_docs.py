@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ivedit import experiments
-from ivedit.config.compose import compose, load
+from ivedit.config.compose import compose
 from ivedit.sweeping.resolve import resolve
 from tests.pages import ROOT, anchors, commands, files, links, read
 
