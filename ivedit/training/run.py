@@ -113,7 +113,9 @@ def train(cfg: Any, backbone: Backbone, editor: Editor, datamodule: Any, run: An
     if ema is not None and ema.ema is not None:
         ema.ema.copy_to_parameters()
     file = Path(run.path) / "checkpoints" / "editor.safetensors"
-    if (trainer.is_global_zero or module.shares.spread) and not file.exists():
+    # Rank 0 has written it, if anybody has: another rank looking for itself might see it later, and meet nobody.
+    missing = trainer.strategy.broadcast(not file.exists())
+    if missing and (trainer.is_global_zero or module.shares.spread):
         module.export_to(file, step=0)
     done = trainer.global_step if steps else 0
     return TrainOutcome(
