@@ -28,8 +28,8 @@ UNEVALUATED = ("trained_weights",)
 
 METRICS = (
     "clip_direction", "clip_frames", "clip_text", "dino_frames", "edit_progress", "edited_psnr", "edited_ssim",
-    "flicker_ratio", "kept_psnr", "kept_ssim", "motion_agreement", "motion_ratio", "pickscore", "sharpness_ratio",
-    "success", "warp_error",
+    "flicker_ratio", "kept_lpips", "kept_psnr", "kept_ssim", "lpips", "motion_agreement", "motion_ratio", "pickscore",
+    "raft_warp_error", "sharpness_ratio", "success", "warp_error",
 )  # fmt: skip
 """Metrics of an evaluation, known without importing it (a test compares); plugins may bring others."""
 

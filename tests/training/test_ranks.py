@@ -25,20 +25,17 @@ TOLERANCE = {"adamw": 2e-5, "muon": 2e-4}
 LOSS_TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def train_on_two_ranks(place):
     """The runs of two ranks, and one rank's beside them."""
-    place = tmp_path_factory.mktemp("ranks")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
         str(ROOT / "tests/training/ranks.py"), str(place),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     for name, reference in (("ddp", "one"), ("ddp_hard", "one_hard")):
         run_case(place / reference, name, devices=1)
-    return place
 
 
 def content(folder):
@@ -53,8 +50,22 @@ def content(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CASES if name != "fsdp_in_two_goes"])
-def test_two_ranks_end_where_one_with_the_same_global_batch_does(folder, name):
+def test_two_ranks_end_where_one_does_and_shared_ones_resume_to_the_same_bits(tmp_path):
+    """One test: its processes are started once, also where tests are shared out among workers."""
+    train_on_two_ranks(tmp_path)
+    for name in CASES:
+        if name != "fsdp_in_two_goes":
+            ends_where_one_rank_does(tmp_path, name)
+    whole, in_two = (content(tmp_path / name)[0] for name in ("fsdp", "fsdp_in_two_goes"))
+    for part, tensors in whole.items():
+        for key, value in tensors.items():
+            assert torch.equal(in_two[part][key], value), f"{part} {key}"
+    backbone = tiny_backbone(blocks=2)
+    editor = load_editor(tmp_path / "fsdp" / "checkpoints" / "editor.safetensors", backbone)
+    assert all(torch.isfinite(p).all() for p in editor.parameters())
+
+
+def ends_where_one_rank_does(folder, name):
     reference = "one_hard" if name.endswith("hard") else "one"
     ours, checkpoint = content(folder / name)
     theirs, other = content(folder / reference)
@@ -64,24 +75,9 @@ def test_two_ranks_end_where_one_with_the_same_global_batch_does(folder, name):
         assert ours[part].keys() == tensors.keys()
         for key, value in tensors.items():
             apart = (ours[part][key] - value).abs().max().item()
-            assert apart <= tolerance, f"{part} {key}: {apart}"
+            assert apart <= tolerance, f"{name}: {part} {key}: {apart}"
     losses = [c["callbacks"]["Validation"]["values"]["loss"] for c in (checkpoint, other)]
     assert losses[0] == pytest.approx(losses[1], rel=LOSS_TOLERANCE)
-
-
-@pytest.mark.slow
-def test_a_shared_run_that_is_stopped_and_resumed_ends_with_the_same_bits(folder):
-    whole, in_two = (content(folder / name)[0] for name in ("fsdp", "fsdp_in_two_goes"))
-    for part, tensors in whole.items():
-        for key, value in tensors.items():
-            assert torch.equal(in_two[part][key], value), f"{part} {key}"
-
-
-@pytest.mark.slow
-def test_what_shared_ranks_export_is_an_editor_like_any_other(folder):
-    backbone = tiny_backbone(blocks=2)
-    editor = load_editor(folder / "fsdp" / "checkpoints" / "editor.safetensors", backbone)
-    assert all(torch.isfinite(p).all() for p in editor.parameters())
 
 
 def test_every_trained_weight_gets_a_gradient_in_every_variant(tmp_path):
