@@ -126,9 +126,9 @@ def test_gate_maps_are_kept_whether_blocks_are_compiled_or_not():
     assert torch.equal(*maps)
 
 
-@pytest.mark.slow  # a minute of compiling
 @pytest.mark.parametrize("variant", ["predict_update", "side_by_side"])
-def test_compiled_training_and_sampling_equal_eager_ones(variant):
+def test_traced_training_and_sampling_equal_eager_ones(variant):
+    """Everything of compiling but the code: what is traced, its backward pass and what it keeps."""
     backbone = tiny_backbone(blocks=3)
     editor = moved_editor(backbone, variant=variant, **({"width": 24} if variant == "predict_update" else {}))
     torch._dynamo.reset()
@@ -143,11 +143,25 @@ def test_compiled_training_and_sampling_equal_eager_ones(variant):
     for checkpointing in (False, True):
         backbone.gradient_checkpointing = checkpointing
         expected = training_step(backbone, editor)
-        with backbone.compiling():
+        with backbone.compiling(backend="aot_eager"):
             assert_same_step(training_step(backbone, editor), expected, COMPILED)
     reference = sampled()
-    with backbone.compiling():
+    with backbone.compiling(backend="aot_eager"):
         assert relative(sampled(), reference) < COMPILED
+
+
+@pytest.mark.slow  # a C++ compiler at work; tests/training/test_compiled.py compares a training step's code on a GPU
+def test_the_code_of_an_edited_block_equals_the_eager_one():
+    backbone = tiny_backbone(blocks=1)
+    editor = moved_editor(backbone, width=24)
+    torch._dynamo.reset()
+    latents, source, sigma, text = clip(backbone)
+    texts = EditText(text, text, text)
+    with torch.no_grad():
+        context = editor.prepare(backbone, source, texts, project=True)
+        expected = editor.velocity(backbone, latents, sigma, context, texts)
+        with backbone.compiling():
+            assert relative(editor.velocity(backbone, latents, sigma, context, texts), expected) < COMPILED
 
 
 @pytest.mark.parametrize("variant", ["predict_update", "tuned_attention"])
