@@ -150,7 +150,8 @@ def test_traced_training_and_sampling_equal_eager_ones(variant):
         assert relative(sampled(), reference) < COMPILED
 
 
-@pytest.mark.slow  # a C++ compiler at work; tests/training/test_compiled.py compares a training step's code on a GPU
+@pytest.mark.gpu  # on a CPU a C++ compiler would be at work for half a minute
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_code_of_an_edited_block_equals_the_eager_one():
     backbone = tiny_backbone(blocks=1)
     editor = moved_editor(backbone, width=24)

@@ -24,7 +24,6 @@ from ivedit.training.run import total_steps
 from tests.backbone.tiny import tiny_backbone
 from tests.training.edits import edit_config, run_edit
 
-SCRIPT = Path(__file__).parent / "edits.py"
 
 
 class Records:
