@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +22,6 @@ from ivedit.training.module import training_shift
 from ivedit.training.run import total_steps
 from tests.backbone.tiny import tiny_backbone
 from tests.training.edits import edit_config, run_edit
-
 
 
 class Records:
