@@ -26,7 +26,7 @@ def test_two_commands_install_and_run_and_install_and_test():
     assert test == [
         "python3 -m venv .venv",
         ".venv/bin/pip install -c constraints.txt -e '.[dev]'",
-        "OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2",
+        "OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3",
     ]
 
 
