@@ -17,6 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivedit.config.command_line import refuse
 from ivedit.errors import ConfigError, IveditError
 from ivedit.filetypes import edited_suffixes, output_problems
 
@@ -67,9 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pipeline = _load(given, editor, settings)
         done = edit_file(pipeline, clip, given.instruction, out, options, progress=_bar)
     except ConfigError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return 2
+        return refuse(error)
     except IveditError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivedit.config.command_line import refuse
 from ivedit.config.compose import compose_layers
 from ivedit.config.layers import Layer, argument_layer
 from ivedit.errors import ConfigError, IveditError, or_nearest
@@ -96,9 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.dry_run:
             return _dry_run(cfg, given, manifest)
     except ConfigError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return 2
+        return refuse(error)
     except IveditError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

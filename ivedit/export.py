@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivedit.config.command_line import refuse
 from ivedit.errors import ConfigError, IveditError
 
 if TYPE_CHECKING:
@@ -45,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check(given)
         return _export(given)
     except ConfigError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return 2
+        return refuse(error)
     except IveditError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -26,8 +26,8 @@ from typing import Any
 from ivedit.errors import ConfigError, IveditError
 
 __all__ = [
-    "MEETING_TIMEOUT", "Ranks", "address", "check_ranks", "failure_told", "find_ranks", "join", "leave", "start",
-    "tell_failure", "tell_path",
+    "MEETING_TIMEOUT", "Ranks", "address", "check_ranks", "failure_told", "find_ranks", "join", "leave",
+    "process_rank", "start", "tell_failure", "tell_path",
 ]  # fmt: skip
 
 MEETING_TIMEOUT = timedelta(minutes=30)
@@ -74,6 +74,14 @@ def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
         here = tasks // int(nodes) if nodes else None
         return Ranks("srun", int(env["SLURM_PROCID"]), int(env.get("SLURM_LOCALID", "0")), tasks, here)
     return Ranks()
+
+
+def process_rank(devices: int = 1) -> int:
+    """Global rank of this process, also of one that Lightning has started for a script; ``devices`` on each machine."""
+    ranks = find_ranks()
+    if ranks.started_by:
+        return ranks.rank
+    return int(os.environ.get("NODE_RANK", "0")) * devices + int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def check_ranks(train: Any, ranks: Ranks) -> None:

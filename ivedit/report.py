@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivedit.config.command_line import refuse
 from ivedit.errors import ConfigError, IveditError
 from ivedit.reporting.records import SWEEP_PREFIX, NothingToReport, load_records, open_run, record_name
 from ivedit.reporting.run_table import format_records
@@ -69,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check(given)
         return _import(given.source, given.uri) if given.imported else _report(given)
     except ConfigError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return 2
+        return refuse(error)
     except IveditError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from ivedit.errors import IveditError
+from ivedit.ranks import process_rank
 
 STATES = ("RUNNING", "FINISHED", "FAILED", "STOPPED", "PRUNED")
 """STOPPED: ended on request (time limit, interrupt) before its last step; `resume=` continues it. PRUNED: ended by a
@@ -55,16 +56,6 @@ PACKAGES = (
     "ivedit", "torch", "lightning", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate",
     "torchmetrics", "omegaconf", "mlflow", "optuna", "numpy", "av", "datasets", "opencv-python-headless",
 )  # fmt: skip
-
-
-def process_rank() -> int:
-    """Global rank of this process as its launcher says (torchrun, SLURM, Lightning's own); else 0."""
-    if "RANK" in os.environ:
-        return int(os.environ["RANK"])
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        return int(os.environ["SLURM_PROCID"])
-    # Lightning's launcher sets NODE_RANK and LOCAL_RANK; which rank above 0 it is matters to no caller.
-    return int(os.environ.get("NODE_RANK", "0")) or int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:

@@ -7,8 +7,15 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.postgres import Postgres, running, why_not
+
+# A suite says the same today and tomorrow: every example comes from the test's own code, none from chance or from an
+# earlier run. HYPOTHESIS_PROFILE=explore draws new ones, for whoever looks for more.
+settings.register_profile("fixed", derandomize=True, print_blob=True)
+settings.register_profile("explore", derandomize=False, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 # What collecting the tests imports lives to the end: the garbage collector need not look through it again and again.
 gc.disable()

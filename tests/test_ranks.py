@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from ivedit.errors import ConfigError
-from ivedit.ranks import Ranks, address, check_ranks, find_ranks
+from ivedit.ranks import Ranks, address, check_ranks, find_ranks, process_rank
 from tests.backbone.tiny import save_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +42,24 @@ def train(**settings) -> SimpleNamespace:
 )
 def test_the_launcher_is_known_by_its_variables(environment, expected):
     assert find_ranks(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({}, 0),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "1"}, 3),  # started by Lightning for somebody's own script
+        ({**TORCHRUN, "NODE_RANK": "1"}, 3),
+        ({**STEP, "LOCAL_RANK": "1"}, 2),
+        ({**BATCH, "LOCAL_RANK": "1"}, 1),  # Lightning inside a batch script
+    ],
+)
+def test_a_process_knows_its_rank_whoever_started_it(monkeypatch, environment, rank):
+    for name in {*LAUNCHERS, *STEP, "NODE_RANK"}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert process_rank(devices=2) == rank
 
 
 @pytest.mark.parametrize(

@@ -187,8 +187,8 @@ class TrainConfig:
     )
     compile: str = _f(
         "auto",
-        "Compile the blocks of the training step (about a minute, kept on disk for the next run). auto: on a GPU, for "
-        "a large backbone or at least 300 steps.",
+        "Compile the blocks of the training step (about a minute, kept on disk for the next run). auto: of a large "
+        "backbone on a GPU.",
         choices=("auto", "on", "off"),
     )
     validate_every: int = _f(200, "Steps between validation losses; 0: only at the end.", min=0)

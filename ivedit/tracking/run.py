@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ivedit.ranks import process_rank
 from ivedit.recording import (
     SilentTracker,
     Tracker,
@@ -30,7 +31,7 @@ from ivedit.recording import (
     standard_tags,
     telling,
 )
-from ivedit.runfolder import RunFolder, process_rank, redact, same_number
+from ivedit.runfolder import RunFolder, redact, same_number
 from ivedit.tracking.store import charts_page, clean, connect, milliseconds, page_hint
 from ivedit.tracking_uri import check_uri, default_uri, explain_failure, first_line
 

@@ -15,10 +15,6 @@ __all__ = ["StepCompiler"]
 
 logger = logging.getLogger("ivedit.training")
 
-_ENOUGH_STEPS = 300
-"""Compiling takes about a minute; a captured step of the tiny pipeline gains some milliseconds from it."""
-
-
 class StepCompiler:
     """Whether the blocks of a training step are compiled; asked anew for each step.
 
@@ -27,17 +23,16 @@ class StepCompiler:
         why: of the choice, for the log.
     """
 
-    def __init__(self, cfg: Any, backbone: Backbone, device: torch.device, steps: int) -> None:
+    def __init__(self, cfg: Any, backbone: Backbone, device: torch.device) -> None:
         """Decide.
 
         Args:
             cfg: The run's `Config`.
             backbone: Frozen.
             device: Where the step runs.
-            steps: Optimiser steps that are still to come.
         """
         self.setting = str(cfg.train.compile)
-        self.active, self.why = _choice(self.setting, backbone, device, steps)
+        self.active, self.why = _choice(self.setting, backbone, device)
         self._clock = CompileClock()
         self._told = 0.0
 
@@ -69,11 +64,11 @@ class StepCompiler:
         return True
 
 
-def _choice(setting: str, backbone: Backbone, device: torch.device, steps: int) -> tuple[bool, str]:
+def _choice(setting: str, backbone: Backbone, device: torch.device) -> tuple[bool, str]:
     if setting != "auto":
         return setting == "on", f"train.compile={setting}"
     if device.type != "cuda":
         return False, f"train.compile=auto; the device is {device.type}"
-    if not is_large(backbone) and steps < _ENOUGH_STEPS:
-        return False, f"train.compile=auto; {steps} steps of a small backbone"
+    if not is_large(backbone):
+        return False, "train.compile=auto; a small backbone, whose step is captured"
     return True, "train.compile=auto"

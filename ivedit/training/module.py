@@ -287,8 +287,7 @@ class EditModule(L.LightningModule):
         self._micro = 0
         self._captures, why = self.capture_mode()
         logger.info("training step: %s (%s)", "captured" if self._captures else "eager", why)
-        left = self.max_steps - self.trainer.global_step
-        self._compiler = StepCompiler(self.cfg, self.backbone, self.device, left)
+        self._compiler = StepCompiler(self.cfg, self.backbone, self.device)
         logger.info("blocks: %s (%s)", "compiled" if self._compiler.active else "eager", self._compiler.why)
 
     def capture_mode(self) -> tuple[bool, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from ivedit.backbone import Backbone
 from ivedit.editor import Editor, parameter_count
 from ivedit.errors import ConfigError, IveditError
+from ivedit.ranks import process_rank
 from ivedit.training.callbacks import EmaCallback, Validation, find_callback
 from ivedit.training.distributed import local_device, share_editing
 from ivedit.training.loader import RunLoader
@@ -67,7 +67,8 @@ def prepare_pairs(cfg: Any, datamodule: Any) -> None:
 
     Which pairs are whose must be known before the number of steps, and that before the trainer.
     """
-    datamodule.trainer = SimpleNamespace(global_rank=_rank(cfg), world_size=cfg.train.devices * cfg.train.nodes)
+    world = cfg.train.devices * cfg.train.nodes
+    datamodule.trainer = SimpleNamespace(global_rank=process_rank(cfg.train.devices), world_size=world)
     datamodule.setup("fit")
 
 
@@ -125,11 +126,3 @@ def train(cfg: Any, backbone: Backbone, editor: Editor, datamodule: Any, run: An
         editor_file=file,
         stopped_early=reason,
     )
-
-
-def _rank(cfg: Any) -> int:
-    """Global rank as the launcher says it: torchrun, SLURM, or Lightning's own processes."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ and (name == "RANK" or int(os.environ.get("SLURM_NTASKS", "1")) > 1):
-            return int(os.environ[name])
-    return int(os.environ.get("NODE_RANK", "0")) * cfg.train.devices + int(os.environ.get("LOCAL_RANK", "0"))

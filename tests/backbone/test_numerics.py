@@ -150,19 +150,14 @@ def test_traced_training_and_sampling_equal_eager_ones(variant):
         assert relative(sampled(), reference) < COMPILED
 
 
-@pytest.mark.gpu  # on a CPU a C++ compiler would be at work for half a minute
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.slow  # a C++ compiler at work
 def test_the_code_of_an_edited_block_equals_the_eager_one():
     backbone = tiny_backbone(blocks=1)
     editor = moved_editor(backbone, width=24)
     torch._dynamo.reset()
-    latents, source, sigma, text = clip(backbone)
-    texts = EditText(text, text, text)
-    with torch.no_grad():
-        context = editor.prepare(backbone, source, texts, project=True)
-        expected = editor.velocity(backbone, latents, sigma, context, texts)
-        with backbone.compiling():
-            assert relative(editor.velocity(backbone, latents, sigma, context, texts), expected) < COMPILED
+    expected = training_step(backbone, editor)
+    with backbone.compiling():
+        assert_same_step(training_step(backbone, editor), expected, COMPILED)
 
 
 @pytest.mark.parametrize("variant", ["predict_update", "tuned_attention"])

@@ -72,7 +72,8 @@ def test_the_nearest_bucket_is_the_one_that_cuts_least(size, cells):
         left, top, right, bottom = _cover(size[::-1], *bucket)
         return (right - left) * (bottom - top) / math.prod(size)
 
-    assert math.isclose(kept(sizes[nearest_bucket(size, sizes)]), max(map(kept, sizes)), rel_tol=1e-9)
+    # The crop is cut to whole pixels: two of nearly one shape may change places by half a pixel each.
+    assert kept(sizes[nearest_bucket(size, sizes)]) >= max(map(kept, sizes)) - 1 / min(size) - 1e-9
 
 
 # ---- order

@@ -48,7 +48,6 @@ def test_padding_changes_nothing_whatever_it_holds():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_the_variable_length_kernel_equals_the_bias_in_values_and_gradients(head_dim):
     torch.manual_seed(0)

@@ -213,7 +213,6 @@ def test_the_sheet_command_writes_a_picture(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_gpu_draws_the_same_pairs(split):
     index = torch.arange(300)

@@ -13,6 +13,7 @@ import torch
 from ivedit.config.schema import Config
 from ivedit.data.datamodule import PairDataModule
 from ivedit.editor import build_editor
+from ivedit.ranks import leave
 from ivedit.training import train
 from tests.backbone.tiny import tiny_backbone
 
@@ -53,3 +54,4 @@ if __name__ == "__main__":  # python edits.py FOLDER EPOCHS ACCUMULATE DEVICES
         epochs=int(sys.argv[2]), accumulate=int(sys.argv[3]), devices=int(sys.argv[4]), checkpoint_every=2
     )
     run_edit(Path(sys.argv[1]), cfg)
+    leave()  # threads of a process group that nobody ends may abort the process at its exit

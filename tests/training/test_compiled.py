@@ -17,17 +17,22 @@ from tests.backbone.tiny import tiny_backbone
 from tests.training.edits import edit_config, run_edit
 
 
-def chosen(setting: str, device: str, steps: int) -> bool:
+def chosen(setting: str, device: str) -> bool:
     cfg = Config()
     cfg.train.compile = setting
-    return StepCompiler(cfg, tiny_backbone(blocks=1), torch.device(device), steps).active
+    return StepCompiler(cfg, tiny_backbone(blocks=1), torch.device(device)).active
 
 
-def test_compiling_is_chosen_where_it_pays():
-    assert chosen("on", "cpu", 1) and chosen("auto", "cuda", 300)
-    assert not chosen("off", "cuda", 10**6)
-    assert not chosen("auto", "cpu", 10**6)
-    assert not chosen("auto", "cuda", 299)  # a small backbone
+def test_compiling_is_chosen_for_a_large_backbone_on_a_gpu(monkeypatch):
+    assert chosen("on", "cpu")
+    assert not any(chosen("auto", device) for device in ("cpu", "cuda"))  # a small backbone
+    monkeypatch.setattr("ivedit.backbone.compiled._LARGE", 1)
+    assert chosen("auto", "cuda")
+    assert not chosen("auto", "cpu")
+    assert not chosen("off", "cuda")
+
+
+def test_sampling_is_compiled_where_it_is_asked_for():
     assert sampling_compiles("on", tiny_backbone(blocks=1))
     assert not any(sampling_compiles(setting, tiny_backbone(blocks=1)) for setting in ("auto", "off"))
 
@@ -56,7 +61,6 @@ def test_chosen_by_itself_and_impossible_goes_on_without(tmp_path, no_compiler, 
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_compiled_and_captured_steps_learn_as_eager_ones_do(tmp_path):
     """Heads of 24 channels read padded text through the variable-length kernel here, forward and backward."""
 
