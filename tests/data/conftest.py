@@ -15,6 +15,8 @@ from PIL import Image
 from ivedit.config import Config
 from ivedit.data.text import TextStates
 
+from .setfiles import pair_rows
+
 LENGTH, WIDTH = 12, 6
 
 
@@ -110,3 +112,22 @@ class PhotoFolder:
 @pytest.fixture
 def photos(tmp_path: Path) -> PhotoFolder:
     return PhotoFolder(tmp_path / "fotos")
+
+
+@pytest.fixture
+def set_rows(photos: PhotoFolder) -> list[dict[str, Any]]:
+    """Twelve pairs as a set's rows, images as bytes: two of them marked for validation, and a score (one has none)."""
+    splits = ["val", *["train"] * 4, "val", *["train"] * 6]
+    for number, (row, split) in enumerate(zip(photos.rows, splits, strict=True)):
+        row["split"], row["score"] = split, number / 2 if number != 3 else None
+    return pair_rows(photos)
+
+
+@pytest.fixture
+def set_config(photos: PhotoFolder, tmp_path: Path) -> Callable[..., Config]:
+    """Settings that read the set at `place` as the folder of `photos` is read."""
+
+    def make(place: Path | str, **data: Any) -> Config:
+        return photos.config(reader="set", path=str(place), cache_dir=str(tmp_path / "cache"), **data)
+
+    return make

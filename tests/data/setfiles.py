@@ -8,12 +8,13 @@ import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .conftest import PhotoFolder
+if TYPE_CHECKING:
+    from .conftest import PhotoFolder
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
