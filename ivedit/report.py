@@ -45,6 +45,8 @@ examples:
       keep its record (docs/results/sweep-ablations.json), from which the report can be made again
   python -m ivedit.report docs/results/sweep-ablations.json --update README.md
       between the README's <!-- sweep ablations:start --> and <!-- sweep ablations:end -->; --check compares
+  python -m ivedit.report runs/ablations --plots figures
+      its plots for a paper: figures/ablations-arms.pdf (a dot per seed), -differences.pdf, -profile.pdf, and as .png
   python -m ivedit.report --arms runs/imvideoedit-* runs/ablation_*
       runs of several seeds that no sweep made, as arms
   python -m ivedit.report runs/*
@@ -89,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     add("source", nargs="*", type=Path, help="folders of sweeps or runs, records (.json), or a folder of records")
     add("--out", type=Path, metavar="PATH",
         help="write here instead of printing; a sweep: a file by its suffix (.md .csv .tex .html), or a folder for all")
+    add("--plots", type=Path, metavar="FOLDER", help="write a sweep's plots into this folder, as PNG and PDF")
     add("--update", type=Path, metavar="FILE", help="put the table between the markers of this Markdown file")
     add("--check", type=Path, metavar="FILE", help="compare the table with the one between the markers")
     add("--record", type=Path, metavar="FOLDER", help="write the records into this folder")
@@ -127,6 +130,8 @@ def _report(given: argparse.Namespace) -> int:
 
 
 def _report_runs(sources: Sequence[Path], given: argparse.Namespace) -> None:
+    if given.plots:
+        raise ConfigError(["--plots draws sweeps; make runs of several seeds one with --arms"])
     records = []
     for path in sources:
         try:
@@ -145,7 +150,7 @@ def _report_runs(sources: Sequence[Path], given: argparse.Namespace) -> None:
     _put_table(table, "results", given)
     if given.out:
         _write(given.out, table + "\n")
-    if not (given.check or given.update or given.out or given.record):
+    if not (_elsewhere(given) or given.out):
         print(table)
 
 
@@ -255,16 +260,25 @@ def _put_sweep(sweep: _Sweep, given: argparse.Namespace) -> None:
         write_json_atomic(file, sweep.record)
         print(f"record of {report.name}: {file}")
     _put_table(table, f"sweep {report.name}", given)
+    if given.plots:
+        if not report.plots:
+            raise IveditError(f"{report.name} is a search: its plots lie in plots/ of the sweep's folder already")
+        _save_plots(report, given.plots)
     if given.out and given.out.suffix in texts:
         _write(given.out, texts[given.out.suffix]())
     else:
-        folder = given.out or (None if given.check or given.update or given.record else sweep.tables)
+        folder = given.out or (None if _elsewhere(given) else sweep.tables)
         if folder:
             for suffix, text in texts.items():
                 _write(folder / f"report{suffix}", text())
             print(f"{report.name}: {folder / 'report.html'}, and .md, .csv, .tex beside it", file=sys.stderr)
-    if not (given.check or given.update or given.out or given.record):
+    if not (_elsewhere(given) or given.out):
         print(table)
+
+
+def _elsewhere(given: argparse.Namespace) -> bool:
+    """Whether something else than the tables themselves was asked for."""
+    return bool(given.check or given.update or given.record or given.plots)
 
 
 def _put_table(table: str, name: str, given: argparse.Namespace) -> None:
@@ -276,6 +290,17 @@ def _put_table(table: str, name: str, given: argparse.Namespace) -> None:
     if given.update:
         before, _, after = _between(given.update, name)
         write_text_atomic(given.update, f"{before}{_start(name)}\n{table}\n{_end(name)}{after}")
+
+
+def _save_plots(report: Report, folder: Path) -> None:
+    from ivedit.reporting.layout import save_plots
+
+    try:
+        files = save_plots(report, folder)
+    except OSError as error:
+        raise IveditError(f"cannot write plots into {folder}: {error.strerror or error}; name another place") from error
+    for file in files:
+        print(file)
 
 
 def _write(path: Path, text: str) -> None:

@@ -33,8 +33,9 @@ def ablation_report(record: Mapping[str, Any], folders: Mapping[str, Mapping[int
         folders: ``{arm: {seed: run folder}}``, for the frames; None when only the record is at hand.
     """
     found = analyse(record)
-    figures = [seed_plot(found), *([difference_plot(found)] if found.differences else [])]
-    shown = [replace(table, figure=figure) for table, figure in zip(tables(record, found), figures, strict=True)]
+    figures = {"arms": seed_plot(found), **({"differences": difference_plot(found)} if found.differences else {})}
+    shown = [replace(table, figure=plot) for table, plot in zip(tables(record, found), figures.values(), strict=True)]
+    profile = profile_plot(record, found)
     return Report(
         name=record["name"],
         heading=tuple(heading(record, found)),
@@ -42,9 +43,10 @@ def ablation_report(record: Mapping[str, Any], folders: Mapping[str, Mapping[int
         notes=tuple(notes(record, found)),
         csv=format_csv(found),
         extras=(
-            ("How much of the clips is how good", profile_plot(record, found)),
+            ("How much of the clips is how good", profile),
             ("The same clips in all arms", format_strips([arm.name for arm in found.arms], folders or {})),
         ),
+        plots=(*figures.items(), ("profile", profile)),
     )
 
 

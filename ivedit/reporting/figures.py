@@ -20,6 +20,8 @@ __all__ = ["difference_plot", "profile_plot", "seed_plot"]
 
 COLOURS = ("#2a6fbb", "#d9822b", "#3d9a50", "#a04bb0", "#c0392b", "#17a2a2", "#8a6d3b", "#5b6470")
 _VERDICTS = {"holds": "#2e8b57", "FAILED": "#c0392b", "open": "#2a6fbb"}
+_GREY = "#9a9a9a"
+_SCALES = {"success": 100, "edited_psnr": 1, "kept_psnr": 1}
 _AXES = {
     "success": ("success, %", "success, points"),
     "edited_psnr": ("edited region, dB", "edited region, dB"),
@@ -28,14 +30,23 @@ _AXES = {
 
 
 def seed_plot(found: Analysis) -> Figure:
-    """Each arm's mean with its interval, and a dot per seed; the controls below, in grey."""
+    """Each arm's mean with its interval, and a dot per seed; the controls below, in grey.
+
+    The axes are those of the arms: a control far from them is told at the edge, or nobody could tell arms apart.
+    """
     names = [*(arm.name for arm in found.arms), *found.controls]
     figure, panels = _panels(len(names), len(METRICS))
     for axes, metric in zip(panels, METRICS, strict=True):
         for row, arm in enumerate(found.arms):
             _estimate(axes, row, arm.values[metric], metric, COLOURS[row % len(COLOURS)])
+        low, high = axes.get_xlim()
         for row, values in enumerate(found.controls.values(), len(found.arms)):
-            _estimate(axes, row, values[metric], metric, "#9a9a9a")
+            mean = values[metric].mean
+            if mean is not None and not low <= _SCALES[metric] * mean <= high:
+                _beyond(axes, row, _SCALES[metric] * mean, high)
+            else:
+                _estimate(axes, row, values[metric], metric, _GREY)
+        axes.set_xlim(low, high)
         axes.set_xlabel(_AXES[metric][0])
     _names(panels, names)
     figure.suptitle("mean over seeds and clips, 95% interval, a dot per seed", fontsize=10)
@@ -50,7 +61,7 @@ def difference_plot(found: Analysis) -> Figure:
         axes.axvline(0, color="#444444", linewidth=0.9)
         for row, difference in enumerate(shown):
             claimed = metric == difference.metric
-            colour = _VERDICTS[difference.verdict.split(":")[0]] if claimed else "#9a9a9a"
+            colour = _VERDICTS[difference.verdict.split(":")[0]] if claimed else _GREY
             _estimate(axes, row, difference.values[metric], metric, colour)
         axes.set_xlabel(_AXES[metric][1])
     _names(panels, [f"{d.better}\n- {d.than}" for d in shown])
@@ -111,9 +122,18 @@ def _estimate(axes: Axes, row: int, found: Estimate, metric: str, colour: str) -
     """One line: interval, mean, and the seeds' means a little below it."""
     if found.mean is None:
         return
-    scale = 100 if metric == "success" else 1
+    scale = _SCALES[metric]
     if found.low is not None and found.high is not None:
         axes.plot([scale * found.low, scale * found.high], [row, row], color=colour, linewidth=2.2, alpha=0.75)
     axes.plot([scale * found.mean], [row], "D", color=colour, markersize=5.5)
     seeds = getattr(found, "seed_means", ())
     axes.plot([scale * x for x in seeds], [row + 0.24] * len(seeds), "o", color=colour, markersize=3.5, alpha=0.7)
+
+
+def _beyond(axes: Axes, row: int, value: float, high: float) -> None:
+    """A value outside the axes, in words at the edge that it lies beyond."""
+    right = value > high
+    axes.text(
+        0.99 if right else 0.01, row, f"{value:.1f} \u2192" if right else f"\u2190 {value:.1f}", color="#777777",
+        fontsize=8, ha="right" if right else "left", va="center", transform=axes.get_yaxis_transform(),
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from ivedit.reporting.run_table import aligned
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Cells", "Report", "picture", "to_html", "to_latex", "to_markdown"]
+__all__ = ["Cells", "Report", "picture", "save_plots", "to_html", "to_latex", "to_markdown"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Report:
         notes: What the numbers are and rest on.
         csv: All numbers, unrounded.
         extras: Parts of the page that text has no room for: (title, plot or HTML).
+        plots: All plots by a name for a file.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Report:
     notes: tuple[str, ...]
     csv: str
     extras: tuple[tuple[str, Figure | str], ...] = ()
+    plots: tuple[tuple[str, Figure], ...] = ()
 
 
 def to_markdown(report: Report) -> str:
@@ -167,6 +169,17 @@ def _shown(content: Figure | str) -> str:
         content.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     return f"<figure>{text[text.index('<svg') :]}</figure>"
+
+
+def save_plots(report: Report, folder: Path) -> list[Path]:
+    """Write each plot as PNG (160 dots per inch) and PDF: ``<sweep>-<plot>.png``. Equal plots are equal files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, figure in report.plots:
+        for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None})):
+            files.append(folder / f"{report.name}-{name}{suffix}")
+            figure.savefig(files[-1], dpi=160, metadata=metadata)
+    return files
 
 
 _TEX = {

@@ -44,6 +44,20 @@ def test_out_takes_one_form_by_its_suffix_or_a_folder_for_all(folder, tmp_path, 
     assert len(list((tmp_path / "all").iterdir())) == 4 and not (folder / "tables").exists()
 
 
+def test_plots_are_pictures_and_vectors_and_equal_again(folder, tmp_path, capsys):
+    for place in ("a", "b"):
+        assert main([str(folder), "--plots", str(tmp_path / place)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    files = sorted((tmp_path / "a").iterdir())
+    assert [file.name for file in files] == sorted(
+        f"trio-{plot}.{kind}" for plot in ("arms", "differences", "profile") for kind in ("pdf", "png")
+    )
+    assert {str(file) for file in files} <= set(printed)
+    for file in files:
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+        assert file.read_bytes()[:4] == (b"%PDF" if file.suffix == ".pdf" else b"\x89PNG")
+
+
 def test_a_record_makes_the_same_page_and_is_no_run_of_the_folder_it_lies_in(folder, tmp_path, capsys):
     records = tmp_path / "records"
     assert main([str(folder), "--record", str(records)]) == 0
@@ -96,6 +110,8 @@ def test_mistakes_are_told_in_plain_lines(folder, tmp_path, capsys):
         ([str(tmp_path / "old.json")], 1, "no record of this version"),
         ([str(folder), "--update", str(tmp_path / "page.md")], 1, "<!-- sweep trio:start -->"),
         ([str(folder), "--out", str(tmp_path / "file" / "x.md")], 1, "name another place with --out"),
+        ([str(folder), "--plots", str(tmp_path / "file")], 1, "cannot write plots into"),
+        ([str(next((folder / "runs").iterdir())), "--plots", str(tmp_path / "p")], 2, "make runs of several seeds one"),
         (["--arms", str(tmp_path / "nowhere")], 1, "nowhere does not exist"),
         (["--arms", str(tmp_path / "page.md")], 1, "no run of runs has been evaluated yet"),
     ]:
