@@ -53,6 +53,14 @@ def test_pages_are_plain_text_without_the_marks_of_a_hurry(page: str):
     assert text.endswith("\n") and "\t" not in text
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_heading_has_something_below_it(page: str):
+    lines = [line for line in re.sub(r"^```.*?^```$", "code", read(page), flags=re.M | re.S).splitlines() if line]
+    levels = [len(line) - len(line.lstrip("#")) if re.match(r"#+ ", line) else 0 for line in lines]
+    for line, level, below in zip(lines, levels, [*levels[1:], 1], strict=True):
+        assert not level or not below or below > level, line
+
+
 def help_of(module: str) -> str:
     """What `python -m module --help` prints."""
     main = importlib.import_module(module if module != "ivedit.sprites" else "ivedit.sprites.__main__").main
