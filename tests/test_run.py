@@ -58,18 +58,20 @@ def test_a_run_trains_evaluates_and_leaves_a_complete_folder(place: Path, capsys
 
 
 def test_a_failing_run_says_its_folder_and_the_reason_in_one_line(place: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["experiment=./small.yaml", "backbone.path=./nowhere"]) == 1
+    (place / "nothing").mkdir()
+    assert main(["experiment=./small.yaml", "backbone.path=./nothing"]) == 1
     folder = only_run(place)
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "nowhere" in err and str(folder) in err
+    assert "nothing has no model_index.json" in err and str(folder) in err
     assert status(folder)["state"] == "FAILED"
-    assert "nowhere" in status(folder)["reason"]
+    assert "nothing" in status(folder)["reason"]
     assert "Traceback" in (folder / "log.txt").read_text()
 
 
 def test_a_failing_run_is_marked_failed_in_mlflow(place: Path):
-    assert main(["experiment=./small.yaml", "backbone.path=./nowhere", "tracking.kind=mlflow"]) == 1
+    (place / "nothing").mkdir()
+    assert main(["experiment=./small.yaml", "backbone.path=./nothing", "tracking.kind=mlflow"]) == 1
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{place / 'runs' / 'mlflow.db'}")

@@ -69,12 +69,17 @@ def _pretraining_counts_steps(c: Config) -> Iterator[str]:
 
 
 @rule("backbone.path")
-def _backbone_is_no_misspelt_name(c: Config) -> Iterator[str]:
-    """Anything may be a folder; a word that is none and looks like a name is told at once."""
+def _backbone_can_be_there(c: Config) -> Iterator[str]:
+    """A path to nowhere and a word that looks like a name are told at once; OWNER/NAME may be on the hub."""
     name = c.backbone.path
-    near = nearest(name, BACKBONES)
-    if name not in BACKBONES and near and not {"/", "\\"} & set(name) and not Path(name).expanduser().is_dir():
-        yield f"there is no such folder and no backbone of that name; did you mean {' or '.join(near)}?"
+    if name in BACKBONES or Path(name).expanduser().is_dir():
+        return
+    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
+        yield "there is no such folder"
+    elif "/" not in name:
+        near = nearest(name, BACKBONES)
+        fix = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(BACKBONES)}"
+        yield f"there is no such folder and no backbone of that name; {fix}"
 
 
 @rule("editor.variant", "plugins")
