@@ -107,7 +107,8 @@ def test_name_and_summary_are_not_inherited(here: Path):
         ("tracking.experiment=${name}-x", "tracking.experiment", "imvideoedit-x"),
     ],
 )
-def test_command_line_values_are_typed_as_in_yaml(argument: str, key: str, expected: object):
+def test_command_line_values_are_typed_as_in_yaml(here: Path, argument: str, key: str, expected: object):
+    (here / "12").mkdir()
     value: object = load("imvideoedit", argument)
     for part in key.split("."):
         value = getattr(value, part)
