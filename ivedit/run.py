@@ -299,7 +299,7 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
         editor = load_editor(resolve_editor_file(cfg.init_from), backbone, map_location=device)
     else:
         editor = build_editor(cfg.editor, backbone, seed=cfg.seed)
-    _announce(cfg, editor, device, total_steps(cfg, pairs.batches_per_epoch))
+    _announce(cfg, editor, device, pairs.training_pairs, total_steps(cfg, pairs.batches_per_epoch))
     outcome = train(cfg, backbone, editor, pairs, run, tracker)
     leave()  # what follows is rank 0's alone
     if outcome.stopped_early:
@@ -333,13 +333,13 @@ def _judge(cfg: Config, run: RunFolder, tracker: Tracker, device: str) -> None:
     log.info("\n%s", (run.path / TABLE).read_text(encoding="utf-8"))
 
 
-def _announce(cfg: Config, editor: Any, device: str, steps: int) -> None:
+def _announce(cfg: Config, editor: Any, device: str, pairs: int, steps: int) -> None:
     t = cfg.train
     log.info(
         "training %s: %s weights, %s pairs, %d steps of %d pairs, on %s",
         cfg.editor.variant,
         f"{sum(weight.numel() for weight in editor.parameters()):,}",
-        f"{cfg.data.pairs:,}",
+        f"{pairs:,}",
         steps,
         t.batch_size * t.devices * t.nodes * t.accumulate,
         device,

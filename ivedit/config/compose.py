@@ -156,7 +156,8 @@ def _stack(experiment: str, layers: list[Layer], for_reading: bool = False) -> C
             value, text = setting.value, setting.text
             if setting.entry is not None:
                 before = values[setting.key]
-                value = {**(before if isinstance(before, dict) else {}), setting.entry: text or value}
+                as_typed = text if text and fields()[setting.key].items == "str" else value
+                value = {**(before if isinstance(before, dict) else {}), setting.entry: as_typed}
             values[setting.key] = value
             history[setting.key].append(dataclasses.replace(setting, value=value, entry=None))
     values, faults = _resolve(values)

@@ -25,7 +25,7 @@ class BadValue(ValueError):
 
 @dataclass(frozen=True)
 class Field:
-    """One setting. ``kind`` is str, int, float, bool, list or dict (of strings)."""
+    """One setting. ``kind`` is str, int, float, bool, list (of strings) or dict; ``items``: what a dict maps to."""
 
     key: str
     kind: str
@@ -36,6 +36,7 @@ class Field:
     max: float | None
     above: float | None
     choices: tuple[str, ...] | None
+    items: str = "str"
 
     @property
     def type_text(self) -> str:
@@ -43,7 +44,8 @@ class Field:
         if self.choices:
             text = " | ".join(self.choices)
         else:
-            text = {"bool": "true | false", "list": "list of str", "dict": "dict of str"}.get(self.kind, self.kind)
+            words = {"bool": "true | false", "list": "list of str", "dict": f"dict of {self.items}"}
+            text = words.get(self.kind, self.kind)
         return f"{text} | null" if self.optional else text
 
     @property
@@ -98,6 +100,7 @@ def _walk(cls: type, prefix: str) -> typing.Iterator[tuple[str, Field]]:
             max=meta["max"],
             above=meta["above"],
             choices=meta["choices"],
+            items=typing.get_args(hint)[1].__name__ if typing.get_origin(hint) is dict else "str",
         )
 
 
@@ -177,7 +180,14 @@ def _coerce_list(field: Field, value: Any) -> list[str]:
     raise BadValue(f"{show(value)} is not a list of words; write {field.key}=[FIRST,SECOND]")
 
 
-def _coerce_dict(field: Field, value: Any) -> dict[str, str]:
-    if isinstance(value, dict) and all(isinstance(item, (str, int, float)) for item in value.values()):
+def _coerce_dict(field: Field, value: Any) -> dict[str, Any]:
+    numbers = field.items == "float"
+    if not isinstance(value, dict) or not all(isinstance(item, (str, int, float)) for item in value.values()):
+        what = "numbers" if numbers else "words"
+        raise BadValue(f"{show(value)} does not map names to {what}; write '{field.key}={{NAME: VALUE}}'")
+    if not numbers:
         return {str(key): str(item) for key, item in value.items()}
-    raise BadValue(f"{show(value)} does not map names to words; write '{field.key}={{NAME: VALUE}}'")
+    for key, item in value.items():
+        if isinstance(item, (bool, str)) or not math.isfinite(item):
+            raise BadValue(f"{show(item)} is not a finite number; write e.g. {field.key}.{key}=1.0")
+    return {str(key): float(item) for key, item in value.items()}

@@ -95,6 +95,11 @@ class PairDataModule(L.LightningDataModule):
         """Micro-batches of this rank in one epoch."""
         return self._split("train").buckets.batches_per_epoch(self.cfg.train.batch_size, self.world)
 
+    @property
+    def training_pairs(self) -> int:
+        """Pairs of one epoch, those included that a bucket's last batch leaves out."""
+        return len(self._split("train").words.ids)
+
     def buckets(self, split: str) -> Buckets:
         """The pairs of "train" or "val" by picture size."""
         return self._split(split).buckets

@@ -135,7 +135,8 @@ def _of_builder(plan: SetPlan, split: str, root: Path | None) -> SetFiles:
         )
     by_split: dict[str, Any] = {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
     if split not in by_split:
-        raise ConfigError(f"data.split: {plan.place!r} has no split {split!r}: {or_nearest(split, by_split)}")
+        field = "data.split" if split == plan.split else "data.validation_split"
+        raise ConfigError(f"{field}: {plan.place!r} has no split {split!r}: {or_nearest(split, by_split)}")
     files = [str(file) for file in by_split[split]]
     if root is None:
         strange = [file for file in files if not _HUB_FILE.fullmatch(file) or f"/{plan.place}@" not in file]

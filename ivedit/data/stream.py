@@ -119,6 +119,12 @@ class StreamDataModule(PairDataModule):
         )  # fmt: skip
 
     @property
+    def training_pairs(self) -> int:
+        if not self._splits:
+            self.setup()
+        return self._pairs
+
+    @property
     def batches_per_epoch(self) -> int:
         if not self._splits:
             self.setup()

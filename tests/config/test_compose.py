@@ -122,6 +122,14 @@ def test_one_entry_of_a_mapping_is_added_and_a_whole_mapping_replaces():
     assert load("quickstart", "evaluation.editors={}").evaluation.editors == {}
 
 
+def test_scores_are_numbers_however_they_are_written():
+    scores = ["data.min_scores={a: 0.5}", "data.min_scores.b=7"]
+    own = load("imvideoedit", "data.reader=set", "data.preset=omniedit", *scores)
+    assert own.data.min_scores == {"a": 0.5, "b": 7.0}
+    assert [type(least) for least in own.data.min_scores.values()] == [float, float]
+    assert from_dict(to_dict(own)) == own
+
+
 def test_one_word_for_the_backbone_is_its_path_in_a_file_too_and_other_groups_take_none(here: Path):
     (here / "mine.yaml").write_text("defaults: [imvideoedit]\nbackbone: wan2.1_14b\n")
     composed = compose(["experiment=mine.yaml", "backbone.dtype=bfloat16"])
@@ -176,6 +184,8 @@ def test_all_faults_are_reported_at_once_each_with_its_source(here: Path):
         ("evaluation.triage=1", "neither true nor false"),
         ("data.operations=remove", "write data.operations=[remove]"),
         ("tracking.tags=[a]", "does not map names to words"),
+        ("data.min_scores=7", "does not map names to numbers"),
+        ("data.min_scores.o_score=high", "write e.g. data.min_scores.o_score=1.0"),
         ("name=", "it names a folder"),
         ("train.lr=[1", "not valid YAML"),
         ("train.lr=${nothing}", "cannot be resolved"),

@@ -82,6 +82,8 @@ def test_a_hubs_layout_is_read_by_its_splits(tmp_path, set_rows, set_config):
     assert [name for name, _ in everything(build_reader(cfg, "val"))] == ["p9", "p10"]
     with pytest.raises(ConfigError, match=r"data\.split.*no split 'train'.*FreeForm"):
         build_reader(set_config(root), "train")
+    with pytest.raises(ConfigError, match=r"^data\.validation_split: .*no split 'val'"):
+        build_reader(set_config(root, split="FreeForm", validation_split="val"), "val")
     with pytest.raises(ConfigError, match="'other' not found"):
         build_reader(set_config(root, split="dev", subset="other"), "train")
     root.rename(tmp_path / "hub [1]")

@@ -181,7 +181,8 @@ def test_validation_pairs_are_never_trained_on(hub):
 
 def test_an_epoch_is_no_longer_than_the_stream(hub, caplog):
     with caplog.at_level("INFO", "ivedit"):
-        assert module(hub, pairs=1000).batches_per_epoch == 7
+        whole = module(hub, pairs=1000)
+        assert (whole.batches_per_epoch, whole.training_pairs) == (7, 28)
     assert "data.pairs=1000, but the stream offers 28" in caplog.text
     pairs = module(hub, pairs=40, min_scores={"score": 12}, validation_pairs=2)  # how many stay is not known before
     seen = [name for batch in batches(pairs, 10) for name in batch["ids"]]
