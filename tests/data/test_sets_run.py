@@ -48,7 +48,8 @@ def losses(place: Path, name: str, *settings: str) -> list[tuple]:
 def test_a_run_on_parquet_loses_exactly_what_the_folder_loses(place: Path, capsys: pytest.CaptureFixture[str]):
     folder = losses(place, "a", "data.reader=folder", "data.path=photos", "data.table=pairs.jsonl")
     parquet = losses(place, "b", "data.reader=set", "data.path=pairs.parquet", "data.pairs=40")
-    assert " weights, 10 pairs, 2 steps of 4 pairs" in "".join(capsys.readouterr()).rpartition("training predict_update")[2]
+    said = "".join(capsys.readouterr()).rpartition("training predict_update")[2]
+    assert " weights, 10 pairs, 2 steps of 4 pairs" in said
     assert folder == parquet and len(folder) >= 2, (folder, parquet)
     # A stream, of the same pairs in another order, trains and goes on from its checkpoint.
     stream = ["data.reader=set", "data.path=hub", "data.streaming=true", "data.cache=none", "data.shuffle_buffer=4",
