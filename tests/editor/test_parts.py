@@ -273,7 +273,7 @@ def test_averaged_weights_and_half_precision_can_be_saved_in_place_of_the_editor
         assert torch.equal(loaded[name], value.bfloat16().float())
 
 
-def test_a_context_that_does_not_belong_or_fit_is_refused(backbone, monkeypatch):
+def test_a_context_that_does_not_belong_is_refused(backbone):
     editor = build_editor({}, backbone)
     states = backbone.encode_text(["a", "a"])
     text = EditText(states, states, states)
@@ -284,8 +284,24 @@ def test_a_context_that_does_not_belong_or_fit_is_refused(backbone, monkeypatch)
     with pytest.raises(IveditError, match=r"\(4, 1, 6, 8\)"):
         editor.velocity(backbone, latents[..., :8], torch.ones(2), context, text)
     projected = editor.prepare(backbone, latents, text, project=True)
-    assert len(projected) == 2 and projected.bytes() > context.bytes()
-    monkeypatch.setattr("ivedit.editor.two_stream.free_memory", lambda device: 2 * projected.bytes() - 1)
-    assert not editor.prepare(backbone, latents, text, project=True).projected
     with pytest.raises(IveditError, match="sampling only"):
         editor.velocity(backbone, latents, torch.ones(2), projected, text)
+
+
+def test_source_keys_and_values_are_kept_where_half_of_the_free_memory_holds_them_and_it_is_said(
+    backbone, monkeypatch, caplog
+):
+    editor = build_editor({}, backbone)
+    states = backbone.encode_text(["a", "a"])
+    text, latents = EditText(states, states, states), torch.zeros(2, 4, 1, 6, 10)
+    caplog.set_level("INFO", "ivedit")
+    kept = editor.prepare(backbone, latents, text, project=True)
+    assert len(kept.projected) == len(editor.blocks) and not kept.features
+    assert caplog.messages == [f"source projections kept for all steps: {kept.bytes() / 1e9:.2f} GB"]
+    for free in (2 * kept.bytes(), 2 * kept.bytes() - 1):
+        caplog.clear()
+        monkeypatch.setattr("ivedit.editor.two_stream.free_memory", lambda device, free=free: free)
+        context = editor.prepare(backbone, latents, text, project=True)
+        assert bool(context.projected) == (free == 2 * kept.bytes())
+    assert len(context.features) == len(editor.blocks) and context.bytes() < kept.bytes()
+    assert "do not fit beside" in caplog.text and "each step projects the features" in caplog.text
