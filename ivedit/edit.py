@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from ivedit.errors import ConfigError, IveditError
 from ivedit.filetypes import edited_suffixes, output_problems
 
 if TYPE_CHECKING:
+    from ivedit.editing import Clip, EditOptions
     from ivedit.pipeline import IVEditPipeline
 
 __all__ = ["main"]
@@ -65,12 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = editor_settings(editor)
         options = options_for(settings, {name: getattr(given, name) for name in OPTIONS})
         clip = Clip(given.clip, options.fps)  # a bad file is told before a large backbone is loaded
-        pipeline = _load(given, editor, settings)
-        done = edit_file(pipeline, clip, given.instruction, out, options, progress=_bar)
+        with _short_of_memory(given, editor, _folder(given, settings), options, clip):
+            pipeline = _load(given, editor, _folder(given, settings))
+            done = edit_file(pipeline, clip, given.instruction, out, options, progress=_bar)
     except ConfigError as error:
         return refuse(error)
     except IveditError as error:
         print(f"error: {error}", file=sys.stderr)
+        if advice := getattr(error, "advice", None):  # memory ran out
+            print(advice(), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; no file was finished", file=sys.stderr)
@@ -171,13 +176,43 @@ def _check(given: argparse.Namespace) -> Path:
     return out
 
 
-def _load(given: argparse.Namespace, editor: Path, settings: Mapping[str, Any]) -> IVEditPipeline:
+def _folder(given: argparse.Namespace, settings: Mapping[str, Any]) -> str:
+    """The backbone: the one asked for, else the one that the editor was trained on."""
+    return str(given.backbone or (settings.get("backbone") or {}).get("path") or "wan-sprites")
+
+
+def _short_of_memory(
+    given: argparse.Namespace, editor: Path, folder: str, options: EditOptions, clip: Clip
+) -> AbstractContextManager[None]:
+    """Inside it, an error that GPU memory ran out says what to change here, and what each change saves."""
+    from ivedit.config import Config
+    from ivedit.planning.shortage import Sampling, shortage_told
+    from ivedit.windows import padded_length
+
+    cfg = Config()
+    cfg.backbone.path = folder
+    cfg.data.height, cfg.data.width = options.size
+    cfg.evaluation.frames = min(options.window, padded_length(len(clip), 4))
+    cfg.sampling.guidance, cfg.sampling.steps = options.guidance, options.steps
+    if options.text is not None:
+        cfg.text = options.text
+    changes = {"frames": "--window {}", "size": "--size {}x{}"}
+    others = [("--device cpu", "in the computer's memory, much slower")]
+    if not given.vae_tiling:
+        others.insert(0, ("--vae-tiling", "where it is the VAE that cannot hold a frame; slightly other pixels"))
+    if not given.offload:
+        changes["encoders"] = "--offload"
+    where = f"editing {cfg.evaluation.frames} frames of {cfg.data.height}x{cfg.data.width} at once"
+    sampling = Sampling(where, changes, tuple(others), editor=editor, clips=1, overlap=options.overlap)
+    return shortage_told(cfg, sampling)
+
+
+def _load(given: argparse.Namespace, editor: Path, folder: str) -> IVEditPipeline:
     """The backbone and the editor, with their warnings as plain lines."""
     import torch
 
     from ivedit.pipeline import IVEditPipeline
 
-    folder = given.backbone or (settings.get("backbone") or {}).get("path") or "wan-sprites"
     device = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
     try:
         torch.empty(0, device=device)

@@ -318,12 +318,21 @@ def _produce(cfg: Config, editors: dict[str, str], run: RunFolder, device: str) 
     from ivedit.backbone import Backbone
     from ivedit.editor import load_editor, resolve_editor_file
     from ivedit.evaluation.producing import produce_edits
+    from ivedit.planning.shortage import Sampling, shortage_told
 
-    backbone = Backbone.load(cfg.backbone.path, dtype=cfg.backbone.dtype, device=device, text_length=cfg.text.length)
-    loaded = {
-        name: load_editor(resolve_editor_file(place), backbone, map_location=device) for name, place in editors.items()
-    }
-    produce_edits(cfg, backbone, loaded, run.path / "edits")
+    files = {name: resolve_editor_file(place) for name, place in editors.items()}
+    sampling = Sampling(
+        f"editing {cfg.evaluation.batch_size} clips at once",
+        {"clips": "evaluation.batch_size={}", "frames": "evaluation.frames={}"},
+        (("--device cpu", "in the computer's memory, much slower"),),
+        editor=next(iter(files.values())),
+    )
+    with shortage_told(cfg, sampling):
+        backbone = Backbone.load(
+            cfg.backbone.path, dtype=cfg.backbone.dtype, device=device, text_length=cfg.text.length
+        )
+        loaded = {name: load_editor(file, backbone, map_location=device) for name, file in files.items()}
+        produce_edits(cfg, backbone, loaded, run.path / "edits")
 
 
 def _device(wanted: str) -> str:

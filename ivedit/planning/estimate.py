@@ -85,6 +85,7 @@ class Planner:
         self._fusion: Fusion | None = None
         self._steps: dict[tuple[Any, ...], Step] = {}
         self._traces: dict[tuple[int, int, bool, int | None], Trace] = {}
+        self._samplings: dict[tuple[Any, ...], list[tuple[Trace, Trace, float]]] = {}
 
     def _check_size(self) -> None:
         for name, pixels, patch in (
@@ -272,21 +273,37 @@ class Planner:
         """Frames of the clip that sampling is planned for."""
         return int(self.cfg.evaluation.frames) if self.cfg.evaluation.enabled else 81
 
-    def sampling(self) -> dict[str, float | bool | int]:
-        """Memory, operations and time of editing one clip; see `docs/scale.md`."""
-        frames, scheduled = self.frames(), self.cfg.sampling
-        runs = self._sampled(frames, project=True)
-        cached = self._scaled([kept for _, _, kept in runs])
+    def sampling(
+        self,
+        *,
+        frames: int | None = None,
+        clips: int = 1,
+        size: tuple[int, int] | None = None,
+        cached: bool | None = None,
+    ) -> dict[str, float | bool | int]:
+        """Memory, operations and time of editing clips; see `docs/scale.md`.
+
+        Args:
+            frames: Of a clip; None: as configured.
+            clips: Sampled at once.
+            size: (height, width); None: as configured.
+            cached: Whether the source's keys and values are kept between steps; None: where they fit.
+        """
+        frames, scheduled = frames or self.frames(), self.cfg.sampling
+        height, width = size or (self.cfg.data.height, self.cfg.data.width)
+        shape = {"frames": frames, "clips": clips, "size": (height, width)}
+        runs = self._sampled(shape, project=True)
+        kept = self._scaled([kept for _, _, kept in runs])
         held = runs[0][0].moments[0].parts
         tokens = 1 + (frames - 1) // self.spec.time_factor
-        tokens *= (self.cfg.data.height // self.spec.space_factor // self.spec.patch[1]) * (
-            self.cfg.data.width // self.spec.space_factor // self.spec.patch[2]
-        )
+        tokens *= clips * (height // self.spec.space_factor // self.spec.patch[1])
+        tokens *= width // self.spec.space_factor // self.spec.patch[2]
         stream = self.model(self.sizes[0]).editor.uses_source_stream
         features = 2.0 * self.modules * tokens * self.spec.width if stream else 0.0
-        used = cached <= (self.gpu.memory - CONTEXT - held["frozen"] - held["trained"]) / 2
+        free = self.gpu.memory - CONTEXT - held["frozen"] - held["trained"]
+        used = kept <= free / 2 if cached is None else cached
         if not used:  # each step projects the features
-            runs = self._sampled(frames, project=False)
+            runs = self._sampled(shape, project=False)
         reading = self._joined([self._timed(trace) for trace, _, _ in runs])
         step = self._joined([self._timed(trace) for _, trace, _ in runs])
         if self.compiles_sampling:
@@ -295,7 +312,7 @@ class Planner:
         return {
             "frames": frames,
             "features_bytes": features,
-            "cached_bytes": cached,
+            "cached_bytes": kept,
             "cached": used,
             "peak_bytes": max(reading.peak.total, step.peak.total),
             "reading_flops": sum(reading.flops.values()),
@@ -304,8 +321,11 @@ class Planner:
             "clip_seconds": scheduled.steps * guided * _busy(step) + _busy(reading),
         }
 
-    def _sampled(self, frames: int, *, project: bool) -> list[tuple[Trace, Trace, float]]:
-        return [self.model(blocks).sampling(frames=frames, project=project) for blocks in self.sizes]
+    def _sampled(self, shape: dict[str, Any], *, project: bool) -> list[tuple[Trace, Trace, float]]:
+        key = (*shape.values(), project)
+        if key not in self._samplings:
+            self._samplings[key] = [self.model(n).sampling(**shape, project=project) for n in self.sizes]
+        return self._samplings[key]
 
     def _scaled(self, values: list[float]) -> float:
         """Bytes that are proportional to the number of modules."""

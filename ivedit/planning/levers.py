@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ivedit.planning.estimate import Planner, Step
 
-__all__ = ["Lever", "levers"]
+__all__ = ["Lever", "levers", "sampling_levers"]
+
+_SMALLER = 0.7
+"""Share of a side that is left when a picture is to have half the pixels."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,46 @@ def levers(plan: Planner) -> list[Lever]:
     if cfg.train.ema > 0:
         found.append(Lever("train.ema=0", now.trace.peak.parts["ema"], "no averaged weights, which edit better", False))
     return [lever for lever in found if lever.saves > 0.001 * now.needed]
+
+
+def sampling_levers(plan: Planner, settings: Mapping[str, str], *, clips: int = 1, overlap: int = 1) -> list[Lever]:
+    """Every change that saves memory while clips are edited, the cheapest first.
+
+    Args:
+        plan: Of the configuration; ``evaluation.frames``, ``data.height`` and ``data.width`` are what is sampled.
+        settings: How each change is typed, with a place for its value: ``clips`` (at once), ``encoders`` (on the GPU
+            only while they are used; no value), ``frames`` (of a clip or window), ``size`` (height, width). What is
+            not named cannot be changed.
+        clips: Sampled at once.
+        overlap: Windows must be longer.
+    """
+    as_it_is = plan.sampling(clips=clips)
+    now, cached = float(as_it_is["peak_bytes"]), bool(as_it_is["cached"])
+    found: list[Lever] = []
+
+    def add(settings: str, cost: str, result: bool, **changed: int | tuple[int, int]) -> None:
+        # What is kept where it fits would otherwise fill what the change has saved.
+        then = plan.sampling(**{"clips": clips, "cached": cached, **changed})["peak_bytes"]  # type: ignore[arg-type]
+        found.append(Lever(settings, now - float(then), cost, result))
+
+    if "encoders" in settings:
+        beside = float(plan.cache()["encoders_bytes"])
+        found.append(Lever(settings["encoders"], beside, "each part is copied to the GPU when it is used", True))
+    if "clips" in settings and clips > 1:
+        add(settings["clips"].format(clips // 2), "fewer clips at a time", True, clips=clips // 2)
+        if clips > 3:
+            add(settings["clips"].format(1), "one clip at a time", True, clips=1)
+    if "frames" in settings:
+        factor = plan.spec.time_factor
+        fewer = 1 + (plan.frames() - 1) // factor // 2 * factor
+        if overlap < fewer < plan.frames():
+            add(settings["frames"].format(fewer), "fewer frames at a time", False, frames=fewer)
+    if "size" in settings:
+        multiple = plan.spec.size_multiple
+        sides = (plan.cfg.data.height, plan.cfg.data.width)
+        height, width = (max(multiple, int(_SMALLER * side) // multiple * multiple) for side in sides)
+        add(settings["size"].format(height, width), "less detail", False, size=(height, width))
+    return [lever for lever in found if lever.saves > 0.001 * now]
 
 
 def _spread(plan: Planner, now: Step) -> list[Lever]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ivedit.config.compose import RESUME_MAY_CHANGE
 from ivedit.errors import IveditError
 
-__all__ = ["MemoryShortage", "shortage_told"]
+__all__ = ["MemoryShortage", "Sampling", "shortage_told"]
 
 FILLING, LOADING, SAMPLING, TRAINING = "filling the cache", "loading the backbone", "sampling", "training"
+SCORING = "scoring"
 _PLACES = {
+    "ivedit.data.text": None,  # moves what others have made
     "ivedit.training.module": TRAINING,
     "ivedit.training.ema": TRAINING,
     "ivedit.training.optim": TRAINING,
@@ -27,9 +31,42 @@ _PLACES = {
     "ivedit.backbone.parts": LOADING,
     "ivedit.editor.build": LOADING,
     "ivedit.pipeline": SAMPLING,
+    "ivedit.editing": SAMPLING,
+    "ivedit.evaluation.metrics": SCORING,
+    "ivedit.evaluation.finished": SCORING,
     "ivedit.evaluation": SAMPLING,
+    "ivedit.judge": SCORING,
 }
-"""Modules in which a step of a run happens; of the ones that an error went through, the innermost counts."""
+"""Modules in which a step of a run happens; of the ones that an error went through, the innermost counts. A longer name
+stands before the shorter one that it begins with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """What samples, for the advice.
+
+    Attributes:
+        where: What is sampled at once, in words.
+        settings: How each change is typed, for `ivedit.planning.levers.sampling_levers`.
+        others: (as typed, what it does) of changes that the plan has no numbers for.
+        editor: File of the editor, for its shapes; None: as the configuration says.
+        clips: Sampled at once; None: ``evaluation.batch_size``.
+        overlap: Frames that neighbouring windows share; what is sampled at once is longer.
+    """
+
+    where: str
+    settings: Mapping[str, str]
+    others: tuple[tuple[str, str], ...] = ()
+    editor: Path | None = None
+    clips: int | None = None
+    overlap: int = 1
+
+
+_OF_A_RUN = Sampling(
+    "sampling for the evaluation",
+    {"clips": "evaluation.batch_size={}", "frames": "evaluation.frames={}"},
+    (("evaluation.enabled=false", "trains only; evaluate on a larger GPU with python -m ivedit.evaluate"),),
+)
 
 
 class MemoryShortage(IveditError):
@@ -40,15 +77,19 @@ class MemoryShortage(IveditError):
         total: Memory of the GPU in words, as torch says it; empty where it does not.
     """
 
-    def __init__(self, error: BaseException, cfg: Any) -> None:
+    def __init__(self, error: BaseException, cfg: Any, sampling: Sampling | None = None) -> None:
         asked, free, self.total = _told(str(error))
         self.place = _place(error)
-        self._cfg = cfg
+        if sampling is not None and self.place not in (SAMPLING, LOADING):
+            self.place = SAMPLING  # nothing else is done there
+        self._cfg, self._sampling = cfg, sampling or _OF_A_RUN
+        self._samples = self.place == SAMPLING or sampling is not None
         where = {
             TRAINING: f"a training step of batch {cfg.train.batch_size}",
             FILLING: "filling the cache of latents and texts",
             LOADING: "loading the backbone",
-            SAMPLING: "sampling for the evaluation",
+            SAMPLING: self._sampling.where,
+            SCORING: "measuring and judging edits",
             "": "the run",
         }[self.place]
         details = [f"{asked} asked for"] if asked else []
@@ -62,12 +103,16 @@ class MemoryShortage(IveditError):
             return "\n".join(self._advice(self._cfg))
         except Exception as error:  # a plugin's editor may not run without content; the shortage must be told anyway
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return (
-                f"no plan can be made for this configuration ({first}); try train.batch_size, "
-                "backbone.gradient_checkpointing=true, editor.width, in this order"
-            )
+            tried = ["train.batch_size", "backbone.gradient_checkpointing=true", "editor.width"]
+            if self._samples:
+                named = [typed.format("...", "...") for typed in self._sampling.settings.values()]
+                tried = [*named, *(typed for typed, _ in self._sampling.others)]
+            return f"no plan can be made for this configuration ({first}); try {', '.join(tried)}, in this order"
 
     def _advice(self, cfg: Any) -> Iterator[str]:
+        if self.place == SCORING:
+            yield from _of_scoring(cfg)
+            return
         from ivedit.planning.backbones import backbone_configs
         from ivedit.planning.estimate import Planner
         from ivedit.planning.levers import levers
@@ -76,9 +121,11 @@ class MemoryShortage(IveditError):
         gpu, _ = chosen_gpu("")
         if capacity := _bytes(self.total):
             gpu = dataclasses.replace(gpu, memory_gib=capacity / 2**30)
+        if self._sampling.editor is not None:
+            cfg = _with_editor(cfg, self._sampling.editor)
         plan = Planner(cfg, backbone_configs(cfg.backbone.path, cfg.text.length), gpu)
-        if self.place == SAMPLING:
-            yield from _of_sampling(plan)
+        if self._samples:
+            yield from _of_sampling(plan, self._sampling)
             return
         if self.place == FILLING:
             encoders = gibibytes(float(plan.cache()["encoders_bytes"]))
@@ -98,20 +145,45 @@ class MemoryShortage(IveditError):
             yield f"resume= takes {', '.join(kept)}; the others need a new run (init_from= keeps the trained weights)"
 
 
-def _of_sampling(plan: Any) -> Iterator[str]:
-    from ivedit.planning.report import gibibytes
+def _of_sampling(plan: Any, sampling: Sampling) -> Iterator[str]:
+    from ivedit.planning.levers import sampling_levers
+    from ivedit.planning.report import gibibytes, lever_lines
 
-    now = plan.sampling()
-    peak = gibibytes(now["peak_bytes"])
-    yield f"by plan the tensors of a step with {now['frames']} frames need {peak}, without the VAE:"
-    factor = plan.spec.time_factor
-    fewer = 1 + (now["frames"] - 1) // factor // 2 * factor
-    if fewer < now["frames"]:
-        cfg = dataclasses.replace(plan.cfg, evaluation=dataclasses.replace(plan.cfg.evaluation, frames=fewer))
-        then = type(plan)(cfg, plan.configs, plan.gpu).sampling()
-        saves = gibibytes(max(0.0, now["peak_bytes"] - then["peak_bytes"]))
-        yield f"  evaluation.frames={fewer}  saves {saves}  shorter clips"
-    yield "  evaluation.enabled=false  trains only; evaluate on a larger GPU with python -m ivedit.evaluate"
+    clips = sampling.clips or plan.cfg.evaluation.batch_size
+    now = plan.sampling(clips=clips)
+    at_once = f"{clips} clips of {now['frames']} frames" if clips > 1 else f"{now['frames']} frames"
+    peak, beside = gibibytes(now["peak_bytes"]), gibibytes(float(plan.cache()["encoders_bytes"]))
+    yield (
+        f"by plan the tensors of a step with {at_once} need {peak}, without what the VAE computes; weights of text "
+        f"encoder and VAE: {beside}; what saves memory:"
+    )
+    found = sampling_levers(plan, sampling.settings, clips=clips, overlap=sampling.overlap)
+    if found:
+        yield from lever_lines([dataclasses.asdict(lever) for lever in found])
+    for typed, what in sampling.others:
+        yield f"  {typed}  {what}"
+
+
+def _of_scoring(cfg: Any) -> Iterator[str]:
+    yield "the plan does not count what measures and judges edits; what saves memory:"
+    if cfg.judge.backend == "local":
+        yield f"  judge.frames={max(2, cfg.judge.frames // 2)} judge.largest={cfg.judge.largest // 2}  shows it less"
+        yield "  judge.backend=http  a server holds the judge (docs/judge.md)"
+    if cfg.evaluation.weights:
+        networks = ", ".join(cfg.evaluation.weights)
+        yield f"  evaluation.weights={{}}  leaves out the metrics that need networks: {networks}"
+    yield "  python -m ivedit.evaluate FOLDER --device cpu  measures saved edits (evaluation.save_edits) without a GPU"
+
+
+def _with_editor(cfg: Any, file: Path) -> Any:
+    """A copy of ``cfg`` whose editor is the one in ``file``."""
+    from ivedit.editor import read_editor_header
+
+    cfg = copy.deepcopy(cfg)
+    for name, value in read_editor_header(file)["config"].items():
+        if hasattr(cfg.editor, name):
+            setattr(cfg.editor, name, value)
+    return cfg
 
 
 def _resumes(settings: str) -> bool:
@@ -120,16 +192,23 @@ def _resumes(settings: str) -> bool:
 
 
 @contextmanager
-def shortage_told(cfg: Any) -> Iterator[None]:
-    """An error of torch that memory ran out, or one that came from it, becomes a `MemoryShortage`."""
+def shortage_told(cfg: Any, sampling: Sampling | None = None) -> Iterator[None]:
+    """An error of torch that memory ran out, or one that came from it, becomes a `MemoryShortage`.
+
+    Args:
+        cfg: The `Config` of what is done.
+        sampling: Given where nothing is done but loading and sampling; None: a run.
+    """
     try:
         yield
+    except MemoryShortage:  # told already, by who knows more
+        raise
     except Exception as error:
         seen: list[BaseException] = []
         cause: BaseException | None = error
         while cause is not None and cause not in seen:
             if _is_shortage(cause):
-                raise MemoryShortage(cause, cfg) from error
+                raise MemoryShortage(cause, cfg, sampling) from error
             seen.append(cause)
             cause = cause.__cause__ or cause.__context__
         raise
@@ -162,7 +241,7 @@ def _place(error: BaseException) -> str:
     """The innermost place that the error went through."""
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         name = frame.f_globals.get("__name__", "")
-        for module, place in _PLACES.items():
-            if name == module or name.startswith(module + "."):
-                return place
+        found = (place for module, place in _PLACES.items() if name == module or name.startswith(module + "."))
+        if place := next(found, None):
+            return place
     return ""

@@ -260,17 +260,20 @@ class Model:
 
     # ---- sampling
 
-    def sampling(self, *, frames: int, project: bool) -> tuple[Trace, Trace, float]:
-        """Reading one clip's source, one denoising step of it (one branch), and the bytes kept between steps."""
+    def sampling(
+        self, *, frames: int, clips: int, size: tuple[int, int], project: bool
+    ) -> tuple[Trace, Trace, float]:
+        """Reading the sources of clips of ``size`` (height, width), one denoising step of them (one branch), and the
+        bytes kept between steps."""
         cfg, spec = self.cfg, self.backbone.spec
         latent = 1 + (frames - 1) // spec.time_factor
-        rows, columns = cfg.data.height // spec.space_factor, cfg.data.width // spec.space_factor
-        size = (1, spec.latent_channels, latent, rows, columns)
+        rows, columns = (side // spec.space_factor for side in size)
+        shape = (clips, spec.latent_channels, latent, rows, columns)
         reading, step = Ledger(), Ledger()
         held = self.held()
         held = {"frozen": held["frozen"], "trained": held["trained"], "optimiser": 0.0, "ema": 0.0}
         with self.fake, self._kernels(), torch.no_grad():
-            latents, texts = torch.zeros(size), {name: self._text(1) for name in _texts(cfg)}
+            latents, texts = torch.zeros(shape), {name: self._text(clips) for name in _texts(cfg)}
             text = EditText(texts["target"], texts.get("gate", texts["target"]), texts.get("source", texts["target"]))
             with reading, reading.during("reading the source"):
                 reading.mark_frozen(self.backbone.parameters())
@@ -278,7 +281,7 @@ class Model:
             kept = context.bytes()
             with step, step.during("denoising"):
                 step.mark_frozen(self.backbone.parameters())
-                self.editor.velocity(self.backbone, latents, torch.zeros(1), context, text)
+                self.editor.velocity(self.backbone, latents, torch.zeros(clips), context, text)
         return (
             _trace(reading, held, lambda _: "working", 0),
             _trace(step, held | {"features": float(kept)}, lambda _: "working", 0),

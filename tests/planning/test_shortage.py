@@ -5,14 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
+from ivedit import edit, evaluate
+from ivedit.backbone import Backbone
 from ivedit.config.schema import Config
+from ivedit.editor import build_editor, register, save_editor
+from ivedit.editor.registry import VARIANTS
+from ivedit.editor.side_by_side import SideBySideEditor
+from ivedit.media import write_video
+from ivedit.planning.backbones import backbone_configs
+from ivedit.planning.estimate import Planner
+from ivedit.planning.report import chosen_gpu, gibibytes
 from ivedit.planning.shortage import MemoryShortage, shortage_told
 from tests.backbone.tiny import save_pipeline
 
@@ -88,12 +100,94 @@ def test_a_run_without_memory_says_where_and_what_each_change_saves(place: Path)
     print(done.stderr)
 
 
+class HungrySampler(SideBySideEditor):
+    """Memory runs out while it samples: not while the plan runs it on tensors without content."""
+
+    def velocity(self, backbone, latents, *args, **more):
+        if not isinstance(latents, FakeTensor):
+            raise torch.OutOfMemoryError(TOLD)
+        return super().velocity(backbone, latents, *args, **more)
+
+
+@pytest.fixture
+def hungry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An editor's file, trained on ./tiny, that cannot sample; the working directory is its folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(VARIANTS, "_objects", dict(VARIANTS._objects))  # so that no other test sees it
+    register("hungry_sampler")(HungrySampler)
+    backbone = Backbone.load(save_pipeline(tmp_path / "tiny", blocks=1))
+    editor = build_editor({"variant": "hungry_sampler", "rank": 4}, backbone)
+    data = {"height": 32, "width": 32, "operations": ["remove"]}
+    config = {"backbone": {"path": "tiny"}, "data": data, "sampling": {"steps": 2}}
+    return save_editor(tmp_path / "editor.safetensors", editor, backbone=backbone, extra={"config": config})
+
+
+def saved_by(line: str) -> str:
+    """The number in a line of advice."""
+    found = re.search(r"saves +(\S+ [KMG]iB)", line)
+    assert found, line
+    return found.group(1)
+
+
+def test_an_edit_without_memory_says_which_arguments_save_how_much(hungry: Path, capsys):
+    write_video(Path("clip.mp4"), torch.zeros(17, 3, 32, 32), Fraction(8))
+    arguments = ["clip.mp4", "remove the star", "--editor", str(hungry), "--device", "cpu"]
+    assert edit.main(arguments) == 1
+    first, plan, *advice = capsys.readouterr().err.strip().splitlines()
+    assert first == (
+        "error: GPU memory ran out in editing 17 frames of 32x32 at once: 2.50 GiB asked for, 512.00 MiB free of "
+        "79.11 GiB"
+    )
+    planned = planner_of(hungry, frames=17)
+    now = planned.sampling()
+    assert f"with 17 frames need {gibibytes(now['peak_bytes'])}" in plan
+    offload, window, size, tiling, cpu = (line.split()[0] for line in advice)
+    assert (offload, window, size, tiling, cpu) == ("--offload", "--window", "--size", "--vae-tiling", "--device")
+    assert saved_by(advice[0]) == gibibytes(planned.cache()["encoders_bytes"])
+    for line, value, change in zip(advice[1:], ("9", "16x16"), ({"frames": 9}, {"size": (16, 16)}), strict=False):
+        saves = now["peak_bytes"] - planned.sampling(**change)["peak_bytes"]
+        assert line.split()[1] == value and saved_by(line) == gibibytes(saves)
+    # what has been done already is not advised again
+    assert edit.main([*arguments, "--offload", "--vae-tiling", "--window", "9"]) == 1
+    assert "--offload" not in (said := capsys.readouterr().err) and "--vae-tiling" not in said
+    assert "editing 9 frames of 32x32" in said and "--window" not in said  # five would be all overlap
+
+
+def test_an_evaluation_without_memory_says_which_settings_save_how_much(hungry: Path, capsys):
+    given = [str(hungry), "evaluation.clips=6", "evaluation.frames=9", "tracking.kind=none", "--device", "cpu"]
+    assert evaluate.main([*given, "evaluation.batch_size=6"]) == 1
+    first, plan, *advice = capsys.readouterr().err.strip().splitlines()
+    reason = "GPU memory ran out in editing 6 clips at once: 2.50 GiB asked for, 512.00 MiB free of 79.11 GiB"
+    assert reason in first
+    (folder,) = Path("runs").glob("evaluation-*")
+    assert json.loads((folder / "status.json").read_text())["reason"] == reason
+    planned = planner_of(hungry, frames=9)
+    now = planned.sampling(clips=6)["peak_bytes"]
+    assert f"6 clips of 9 frames need {gibibytes(now)}" in plan
+    changed = {"evaluation.batch_size=3": {"clips": 3}, "evaluation.batch_size=1": {"clips": 1},
+               "evaluation.frames=5": {"clips": 6, "frames": 5}}  # fmt: skip
+    assert [line.split()[0] for line in advice] == [*changed, "--device"]
+    for line, change in zip(advice, changed.values(), strict=False):
+        assert saved_by(line) == gibibytes(now - planned.sampling(**change)["peak_bytes"])
+
+
+def planner_of(editor: Path, *, frames: int) -> Planner:
+    """A plan of the tiny backbone with this editor's shapes."""
+    cfg = Config()
+    cfg.backbone.path, cfg.data.height, cfg.data.width, cfg.evaluation.frames = "tiny", 32, 32, frames
+    cfg.editor.variant, cfg.editor.rank = "hungry_sampler", 4
+    gpu = dataclasses.replace(chosen_gpu("")[0], memory_gib=79.11)
+    return Planner(cfg, backbone_configs("tiny"), gpu)
+
+
 @pytest.mark.parametrize(
     ("module", "where"),
     [
         ("ivedit.data.fill", "filling the cache of latents and texts"),
         ("ivedit.pipeline", "sampling for the evaluation"),
         ("ivedit.backbone.loading", "loading the backbone"),
+        ("ivedit.evaluation.metrics.vision", "measuring and judging edits"),
+        ("ivedit.data.text", "the run"),
         ("somewhere.else", "the run"),
     ],
 )
