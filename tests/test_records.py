@@ -9,11 +9,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pytest
 
+from ivedit.evaluation.statistics import paired_difference
 from tests.pages import ROOT, read
 
 RECORDS = ROOT / "benchmarks" / "records"
+RESULTS = ROOT / "docs" / "results"
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 GB, GIB = 1e9, 2**30
 
@@ -221,3 +224,58 @@ def test_the_clips_of_the_long_clip_record_are_those_that_the_pages_name():
 def test_every_record_is_named_by_the_page_of_the_benchmarks(path: Path):
     pages = read("benchmarks/README.md") + read("docs/evaluation.md")
     assert f"records/{path.name}" in pages
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def method_minus(arm: str) -> list[str]:
+    """The cells of the method minus an arm: success in points, edited and kept region in dB, over the same clips."""
+    ours, other = (result(name)["rows"][name]["per_clip"] for name in ("imvideoedit", arm))
+    cells = []
+    for metric, unit in (("success", 100), ("edited_psnr", 1), ("kept_psnr", 1)):
+        # None, no value, becomes NaN
+        found = paired_difference(*(unit * np.array(clips[metric], np.float64) for clips in (ours, other)))
+        values = [round(value, 1) for value in (found.mean, found.low, found.high) if value is not None]
+        cells.append("{} [{}, {}]".format(*(f"{value:+.1f}" if value else "0.0" for value in values)))
+    return cells
+
+
+def test_the_paired_differences_of_the_results_page_are_those_of_its_records():
+    rows = table(read("docs/results.md"), "the method minus")
+    assert len(rows) >= 21
+    for title, cells in rows.items():
+        name = title.replace(" with AdamW", "_adamw").replace("`", "")
+        assert cells == method_minus(name), title
+
+
+def test_the_triage_that_the_results_page_tells_is_that_of_its_record():
+    page, ours = " ".join(read("docs/results.md").split()), result("imvideoedit")
+    pairs, triage = ours["paired"]["imvideoedit"], ours["triage"]["editors"]["imvideoedit"]
+    frames = [mean["mean"] if isinstance(mean, dict) else mean for mean in ours["rows"]["imvideoedit"]["per_latent"]]
+
+    def share(part: str, operation: str) -> str:
+        return f"{triage[part]['operations'][operation]['success']['mean']:.0%}"
+
+    def interval(found: dict[str, float], sign: int = 1, unit: int = 1, digits: int = 1) -> str:
+        ends = sorted(sign * found[end] for end in ("low", "high"))
+        mean, low, high = (f"{unit * value:.{digits}f}" for value in (sign * found["mean"], *ends))
+        return f"{mean} {'points' if unit == 100 else 'dB'} [{low}, {high}]"
+
+    parts = ("training_pairs", "held_out_pairs")
+    for words in (
+        f"the edited region gains {interval(pairs['source_copy']['edited_psnr'])}",
+        f"with the true caption {interval(pairs['frozen']['edited_psnr'])}",
+        f"{interval(triage['image_minus_video']['all'], unit=100, digits=0)}",
+        f"({frames[0]:.1f} dB at the first, {min(frames[1:]):.1f} to {max(frames[1:]):.1f} dB later)",
+        "succeeds in {:.0%}, on single frames of held-out scenes in {:.0%}".format(
+            *(triage[part]["all"]["success"]["mean"] for part in parts)
+        ),
+        "*reshape* falls from {} to {}".format(*(share(part, "reshape") for part in parts)),
+        "compounds from {} to {}".format(*(share(part, "compound") for part in parts)),
+        f"it restores it in {ours['triage']['ceiling']['0.5']['all']['success']['mean']:.0%}",
+        f"The kept region is {interval(pairs['vae_ceiling']['kept_psnr'], sign=-1)} below the VAE's ceiling",
+        f"AUC against the true mask {ours['gate']['imvideoedit']['auc']['mean']:.2f}",
+    ):
+        assert words in page.replace("**", ""), words
