@@ -14,7 +14,7 @@ from ivedit.backbone.published import published, published_config, published_nam
 from ivedit.backbone.spec import vae_factors
 from ivedit.errors import IveditError
 
-__all__ = ["BackboneConfigs", "backbone_configs", "text_encoder_parameters"]
+__all__ = ["BackboneConfigs", "backbone_configs", "text_encoder_parameters", "vae_parameters"]
 
 
 @dataclass(frozen=True)
@@ -101,3 +101,13 @@ def text_encoder_parameters(config: Mapping[str, Any]) -> int:
     bias = config.get("relative_attention_num_buckets", 32) * config["num_heads"]
     biases = config["num_layers"] if config.get("model_type", "umt5") == "umt5" else 1
     return int(config["vocab_size"] * model + config["num_layers"] * layer + biases * bias + model)
+
+
+def vae_parameters(config: Mapping[str, Any]) -> int:
+    """Number of weights of an `AutoencoderKLWan`, built without content."""
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    with torch.device("meta"):
+        vae = AutoencoderKLWan.from_config(dict(config))
+    return sum(weight.numel() for weight in vae.parameters())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ivedit.errors import ConfigError
-from ivedit.planning.report import chosen_gpu, plan_text, plan_values
+from ivedit.quiet import no_collecting
 from ivedit.runfolder import write_json_atomic
 
 __all__ = ["plan"]
@@ -29,6 +29,16 @@ def plan(cfg: Any, gpu: str = "", json_file: str | None = None) -> str:
         raise ConfigError(f"--plan: task={cfg.task} cannot be planned, only task=edit; leave out --plan")
     if json_file is not None and not Path(json_file).expanduser().absolute().parent.is_dir():
         raise ConfigError(f"--plan-json: {json_file} cannot be written, its folder does not exist")
+    with no_collecting():  # neither while libraries are imported nor among a plan's million short-lived objects
+        values, text = _planned(cfg, gpu)
+    if json_file is not None:
+        write_json_atomic(Path(json_file).expanduser(), values)
+    return text
+
+
+def _planned(cfg: Any, gpu: str) -> tuple[dict[str, Any], str]:
+    from ivedit.planning.report import chosen_gpu, plan_text, plan_values
+
     chosen, how = chosen_gpu(gpu)
     logger = logging.getLogger("ivedit")
     before = logger.level
@@ -37,6 +47,4 @@ def plan(cfg: Any, gpu: str = "", json_file: str | None = None) -> str:
         values = plan_values(cfg, chosen)
     finally:
         logger.setLevel(before)
-    if json_file is not None:
-        write_json_atomic(Path(json_file).expanduser(), values)
-    return plan_text(values, how)
+    return values, plan_text(values, how)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from ivedit.backbone import Backbone
@@ -12,7 +13,7 @@ from ivedit.editor.base import module_blocks
 from ivedit.editor.build import editor_config
 from ivedit.editor.registry import VARIANTS
 from ivedit.errors import ConfigError
-from ivedit.planning.backbones import BackboneConfigs, text_encoder_parameters
+from ivedit.planning.backbones import BackboneConfigs, text_encoder_parameters, vae_parameters
 from ivedit.planning.fused import Fusion
 from ivedit.planning.gpus import Gpu
 from ivedit.planning.simulate import BACKWARD, UPDATE, Model, Moment, Trace, extrapolated
@@ -110,14 +111,14 @@ class Planner:
     def compiles(self) -> bool:
         """Whether the training step is compiled."""
         setting = self.cfg.train.compile
-        large = self.parameters()["frozen"]["transformer"] >= LARGE
+        large = self.parameters["frozen"]["transformer"] >= LARGE
         return bool(setting == "on" or (setting == "auto" and (large or steps_of_run(self.cfg) >= ENOUGH_STEPS)))
 
     @property
     def compiles_sampling(self) -> bool:
         """Whether sampling is compiled."""
         setting = self.cfg.sampling.compile
-        return bool(setting == "on" or (setting == "auto" and self.parameters()["frozen"]["transformer"] >= LARGE))
+        return bool(setting == "on" or (setting == "auto" and self.parameters["frozen"]["transformer"] >= LARGE))
 
     def captures(self, checkpointing: bool) -> bool:
         """Whether the training step is replayed as a CUDA graph."""
@@ -126,12 +127,13 @@ class Planner:
 
     # ---- parameters
 
+    @cached_property
     def parameters(self) -> dict[str, dict[str, int]]:
         """Number of weights, by part: ``frozen`` and ``trained``."""
         frozen = {"transformer": round(self._line(lambda m: _count(m.backbone.transformer.parameters())))}
         if self.configs.text_encoder is not None:
             frozen["text_encoder"] = text_encoder_parameters(self.configs.text_encoder)
-        frozen["vae"] = _vae_parameters(self.configs.vae)
+        frozen["vae"] = vae_parameters(self.configs.vae)
         parts: dict[str, int] = {}
         for name, weight in self.model(self.sizes[0]).editor.named_parameters():
             path = name.split(".")
@@ -175,6 +177,8 @@ class Planner:
             trace = _compiled(trace, self.fusion())
         if shards > 1:
             trace = self._sharded(trace, shards, width)
+        resident = {"cache": float(self.cache()["gpu_bytes"])}
+        trace = replace(trace, moments=tuple(replace(m, parts=m.parts | resident) for m in trace.moments))
         seconds = trace.seconds
         kernels = 0.0 if self.captures(checkpointing) else seconds["launches"] * self.gpu.launch_us * 1e-6
         busy = _busy(trace)
@@ -339,9 +343,10 @@ class Planner:
         height, width = largest_size(cfg, spec.size_multiple)
         places = (height // spec.space_factor) * (width // spec.space_factor)
         pairs = cfg.data.pairs + cfg.data.validation_pairs
-        latents = 2.0 * 4 * spec.latent_channels * places * pairs
+        mirrored = cfg.data.pairs if cfg.data.flip > 0 else 0  # kept besides the plain ones, for training alone
+        latents = 2.0 * 4 * spec.latent_channels * places * (pairs + mirrored)
         texts = 2.0 * WORDS * spec.text_dim * pairs
-        parameters = self.parameters()["frozen"]
+        parameters = self.parameters["frozen"]
         free = self.gpu.memory - CONTEXT - self.model_bytes()
         on_gpu = cfg.data.cache == "memory" and latents <= free / 4
         return {
@@ -387,11 +392,3 @@ def _busy(trace: Trace) -> float:
 
 def _count(weights: Any) -> int:
     return sum(weight.numel() for weight in weights)
-
-
-def _vae_parameters(config: Any) -> int:
-    import torch
-    from diffusers import AutoencoderKLWan
-
-    with torch.device("meta"):
-        return _count(AutoencoderKLWan.from_config(dict(config)).parameters())

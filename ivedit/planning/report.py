@@ -18,6 +18,7 @@ _TITLES = {
     "trained": "trained weights, float32",
     "optimiser": "optimiser state",
     "ema": "averaged weights (EMA)",
+    "cache": "latents and texts of all pairs",
     "gradients": "gradients there at that moment",
     "features": "source features",
     "batch": "batch (latents and texts)",
@@ -75,7 +76,7 @@ def plan_values(cfg: Any, gpu: Gpu) -> dict[str, Any]:
             "compiled": plan.compiles,
             "captured": plan.captures(cfg.backbone.gradient_checkpointing),
         },
-        "parameters": plan.parameters(),
+        "parameters": plan.parameters,
         "memory": {
             "peak": step.trace.peak.parts,
             "peak_bytes": step.trace.peak.total,

@@ -34,9 +34,10 @@ from ivedit.training.optim import clip_and_guard
 __all__ = ["BACKWARD", "KINDS", "PARTS", "UPDATE", "Model", "Moment", "Trace", "extrapolated"]
 
 KINDS = ("frozen", "modules", "attention", "other")
-PARTS = ("frozen", "trained", "optimiser", "ema", "gradients", "features", "batch", "activations", "working")
-"""What memory is held by: weights of both kinds, optimiser state, averaged weights, gradients, the source stream's
-features, the batch, what the forward pass keeps for the backward pass, and everything short-lived."""
+PARTS = ("frozen", "trained", "optimiser", "ema", "cache", "gradients", "features", "batch", "activations", "working")
+"""What memory is held by: weights of both kinds, optimiser state, averaged weights, the cache where the GPU keeps it,
+gradients, the source stream's features, the batch, what the forward pass keeps for the backward pass, and everything
+short-lived."""
 
 _FORWARD, UPDATE = "the forward passes", "the update"
 _FIRST, _LAST = "the backward pass's first blocks", "the backward pass's last blocks"

@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
+from ivedit.backbone import Backbone
 from ivedit.config.command_line import split_options
+from ivedit.config.schema import Config
+from ivedit.data.datamodule import PairDataModule
 from ivedit.errors import ConfigError
 from ivedit.planning.backbones import backbone_configs
+from ivedit.planning.estimate import Planner
 from ivedit.planning.gpus import detected_gpu, gpu_named, gpu_names
 from ivedit.planning.report import chosen_gpu
 from ivedit.run import main
@@ -94,6 +99,25 @@ def test_what_cannot_be_planned_is_refused(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert main(arguments) == 2
     assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5])
+def test_the_planned_cache_is_as_large_as_the_filled_one_mirrored_latents_too(flip: float, tmp_path: Path):
+    cfg = Config()
+    cfg.backbone.path = str(save_pipeline(tmp_path / "tiny", blocks=1))
+    cfg.data.pairs, cfg.data.validation_pairs, cfg.data.height, cfg.data.width, cfg.data.flip = 5, 2, 16, 16, flip
+    cfg.train.batch_size, cfg.data.cache, cfg.data.cache_dir = 2, "disk", str(tmp_path / "cache")
+    plan = Planner(cfg, backbone_configs(cfg.backbone.path), gpu_named("a100"))
+    backbone = Backbone.load(cfg.backbone.path)
+    PairDataModule(cfg, backbone.encode_pixels, backbone.encode_text, "tiny").setup()
+    shards = [load_file(path)["latents"] for path in (tmp_path / "cache").glob("*/latents/*.safetensors")]
+    assert sum(shard.nbytes for shard in shards) == plan.cache()["latents_bytes"]
+    # In memory a GPU keeps it, and a step has that much less.
+    on_disk = plan.step()
+    cfg.data.cache = "memory"
+    resident = Planner(cfg, plan.configs, plan.gpu)
+    kept = resident.step().trace.peak.total - on_disk.trace.peak.total
+    assert kept == resident.cache()["gpu_bytes"] == plan.cache()["latents_bytes"] + plan.cache()["texts_bytes"]
 
 
 def test_published_configs_need_no_folder_and_a_missing_file_is_named(tmp_path: Path):
