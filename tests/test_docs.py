@@ -24,8 +24,8 @@ PAGES = sorted(
     for path in [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))]
 )
 WRITTEN = (
-    "README.md", "docs/data.md", "docs/evaluation.md", "docs/export.md", "docs/extending.md", "docs/method.md",
-    "docs/sprites.md", "docs/sweeps.md",
+    "README.md", "docs/buckets.md", "docs/data.md", "docs/evaluation.md", "docs/export.md", "docs/extending.md",
+    "docs/judge.md", "docs/method.md", "docs/results.md", "docs/scale.md", "docs/sprites.md", "docs/sweeps.md",
 )  # fmt: skip
 
 # Makes a run of any experiment short.
@@ -83,19 +83,20 @@ def module_commands(page: str) -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize("page", WRITTEN)
 def test_commands_take_the_arguments_that_are_shown(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     files(page, tmp_path)
-    (tmp_path / "my_pairs").mkdir()
-    (tmp_path / "my_pairs" / "pairs.csv").write_text("source,target,instruction\n")
+    for folder in ("my_pairs", "photos"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "pairs.csv").write_text("source,target,instruction\n")
     monkeypatch.chdir(tmp_path)
     for module, arguments in module_commands(page):
         options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
         said = help_of(module)
         assert all(re.search(rf"{option}\b", said) for option in options), (module, options)
-        # Words in capitals stand for the reader's own names.
-        if any(re.search(r"[A-Z]{4,}", word.partition("=")[2]) for word in arguments):
+        # Words in capitals stand for the reader's own names, three dots for what the page said before.
+        if "..." in arguments or any(re.search(r"[A-Z]{4,}", word.partition("=")[2]) for word in arguments):
             continue
         settings = [word for word in arguments if "=" in word and not word.startswith("--")]
         if module == "ivedit.run":
-            compose(settings)
+            compose(settings, for_reading="--plan" in arguments)  # a plan needs no pairs
         elif module == "ivedit.sweep" and any(word.startswith("sweep=") for word in settings):
             resolve(settings)
 
