@@ -20,6 +20,7 @@ from torch import Tensor
 from ivedit import media
 from ivedit.backbone import Backbone
 from ivedit.backbone.compiled import sampling_compiles
+from ivedit.config.buckets import drawing_size
 from ivedit.config.schema import TextConfig
 from ivedit.editor import read_editor_header, resolve_editor_file
 from ivedit.errors import ConfigError, IveditError
@@ -120,7 +121,7 @@ def options_for(settings: Mapping[str, Any], chosen: Mapping[str, Any] | None = 
         "guidance": sampling.get("guidance", 1.0),
         "scheduler": sampling.get("scheduler", "euler"),
         "shift": sampling.get("shift"),
-        "size": (data["height"], data["width"]) if data else (SPRITE_SIZE if sprites else WAN_SIZE),
+        "size": _trained_size(data) if data else (SPRITE_SIZE if sprites else WAN_SIZE),
         "window": SPRITE_WINDOW if sprites else WAN_WINDOW,
         # Training a gate on other pairs' words is a control of the gate; there are no other pairs here.
         "text": TextConfig(**{**text, "gate": "instruction"}),
@@ -129,6 +130,10 @@ def options_for(settings: Mapping[str, Any], chosen: Mapping[str, Any] | None = 
     if options.text and options.text.target == "target_caption" and not options.caption:
         raise ConfigError("this editor reads a caption of the wanted result: give --caption 'a blue circle ...'")
     return options
+
+
+def _trained_size(data: Mapping[str, Any]) -> tuple[int, int]:
+    return drawing_size(data["height"], data["width"], data.get("buckets") or ())
 
 
 def edit_file(

@@ -267,7 +267,7 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
         from ivedit.backbone.loading import check_parts
         from ivedit.backbone.parts import bring, drop
         from ivedit.data.stream import pair_data
-        from ivedit.editor import build_editor, count_weights, load_editor, resolve_editor_file
+        from ivedit.editor import build_editor, check_editors, count_weights, load_editor
         from ivedit.evaluation import evaluate
         from ivedit.training import prepare_pairs, total_steps, train
         from ivedit.training.encoders import ENCODERS, Encoders
@@ -282,9 +282,8 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
         components=(),
         gradient_checkpointing=cfg.backbone.gradient_checkpointing,
     )
-    if cfg.init_from:
-        resolve_editor_file(cfg.init_from)
-    else:
+    check_editors(cfg, backbone.spec)  # before an hour of encoding
+    if not cfg.init_from:
         count_weights(cfg.editor, backbone.spec)
     encoders = Encoders(cfg, backbone)
     pairs = pair_data(
@@ -296,7 +295,7 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
     # Ranks that share one copy cut it from the host's: each of them takes its part to its GPU.
     bring(backbone, "transformer", device="cpu" if cfg.train.strategy == "fsdp" else device)
     if cfg.init_from:
-        editor = load_editor(resolve_editor_file(cfg.init_from), backbone, map_location=device)
+        editor = load_editor(cfg.init_from, backbone, map_location=device, warn=log.warning)
     else:
         editor = build_editor(cfg.editor, backbone, seed=cfg.seed)
     _announce(cfg, editor, device, pairs.training_pairs, total_steps(cfg, pairs.batches_per_epoch))
@@ -314,7 +313,7 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
         bring(backbone, "transformer", *ENCODERS)
         rows = {cfg.name: load_editor(outcome.editor_file, backbone, map_location=device)}
         for row, place in cfg.evaluation.editors.items():
-            rows[row] = load_editor(resolve_editor_file(place), backbone, map_location=device)
+            rows[row] = load_editor(place, backbone, map_location=device, warn=log.warning)
         log.info("evaluating on %d held-out clips ...", cfg.evaluation.clips)
         evaluate(cfg, backbone, rows, run, tracker)
         table = run.path / "results.md"

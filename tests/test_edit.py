@@ -220,6 +220,14 @@ def test_what_the_editor_was_evaluated_with_is_the_default_and_the_command_line_
         options_for({"text": {"target": "target_caption"}})
 
 
+@pytest.mark.parametrize(
+    ("buckets", "size"),
+    [([], (64, 64)), (["auto:480x832"], (480, 832)), (["32x48", "64x64"], (64, 64)), (["32x48", "48x32"], (32, 48))],
+)
+def test_an_editor_of_several_sizes_draws_at_one_that_it_was_trained_on(buckets, size):
+    assert options_for({"data": {"height": 64, "width": 64, "buckets": buckets}}).size == size
+
+
 def test_settings_are_found_beside_an_editor_in_its_run_folder(editor_file, backbone_folder, tmp_path):
     from ivedit.config.schema import Config
     from ivedit.runfolder import RunFolder

@@ -188,6 +188,15 @@ def test_a_run_stopped_by_its_time_limit_can_be_resumed(place: Path, capsys: pyt
     assert (folder / "results.json").exists()
 
 
+def test_an_editor_of_another_backbone_is_refused_before_anything_is_encoded(
+    place: Path, capsys: pytest.CaptureFixture[str]
+):
+    for setting in ("init_from", "evaluation.editors.row"):
+        assert main(["experiment=./small.yaml", f"{setting}=shipped"]) == 2
+        said = "".join(capsys.readouterr())
+        assert f"{setting}=shipped: " in said and "other shapes" in said and "encoding" not in said
+
+
 def test_trained_modules_start_another_run_and_stand_as_rows_in_its_table(place: Path):
     assert main(["experiment=./small.yaml", "evaluation.enabled=false", "train.epochs=1"]) == 0
     first = only_run(place)

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
-__all__ = ["AUTO", "LADDER", "Size", "bucket_sizes", "ladder", "nearest_bucket", "size_name"]
+__all__ = ["AUTO", "LADDER", "Size", "bucket_sizes", "drawing_size", "ladder", "nearest_bucket", "size_name"]
 
 Size = tuple[int, int]
 
@@ -51,6 +51,16 @@ def bucket_sizes(entries: Sequence[str], multiple: int = 16) -> list[Size]:
                     "empty; keep one of them"
                 )
     return sizes
+
+
+def drawing_size(height: int, width: int, entries: Sequence[str]) -> Size:
+    """The size in which an editor trained with these settings draws clips, if nobody says another.
+
+    That is `data.height` x `data.width` unless `data.buckets` stood above it: then the size that `auto:` names, or the
+    first of a list.
+    """
+    sizes = [_parse(entry.removeprefix(AUTO), 1) for entry in entries]
+    return sizes[0] if sizes and (height, width) not in sizes else (height, width)
 
 
 def _parse(entry: str, multiple: int) -> Size:

@@ -5,6 +5,8 @@ from ivedit.editor.base import Editor, parameter_count
 from ivedit.editor.build import build_editor, count_weights, editor_config
 from ivedit.editor.context import EditText, GateRecord, SourceContext
 from ivedit.editor.export import (
+    check_editor,
+    check_editors,
     load_editor,
     read_editor_header,
     read_editor_weights,
@@ -21,6 +23,8 @@ __all__ = [
     "GateRecord",
     "SourceContext",
     "build_editor",
+    "check_editor",
+    "check_editors",
     "count_weights",
     "editor_config",
     "is_hub_name",

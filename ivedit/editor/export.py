@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ivedit.backbone import Backbone
+from ivedit.backbone.spec import BackboneSpec
+from ivedit.config import Config
 from ivedit.editor.base import Editor
 from ivedit.editor.build import build_editor
 from ivedit.editor.places import INDEX_END, resolve_editor_file
-from ivedit.errors import IveditError
+from ivedit.errors import ConfigError, IveditError
 
-__all__ = ["load_editor", "read_editor_header", "read_editor_weights", "save_editor", "write_editor"]
+__all__ = [
+    "check_editor", "check_editors", "load_editor", "read_editor_header", "read_editor_weights", "save_editor",
+    "write_editor",
+]  # fmt: skip
 
 _FORMAT = 1
 _HEADER = "ivedit"
@@ -162,9 +167,43 @@ def read_editor_weights(path: str | Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def check_editor(path: str | Path, spec: BackboneSpec) -> dict[str, Any]:
+    """The header of an editor that fits a backbone of these shapes; reads no weight of either.
+
+    Raises:
+        IveditError: not an editor file, or a backbone of other shapes.
+    """
+    path = resolve_editor_file(path)
+    header = read_editor_header(path)
+    mine, theirs = spec.shapes(), header["shapes"]
+    differing = [f"{key} {theirs.get(key)} (here {mine[key]})" for key in mine if theirs.get(key) != mine[key]]
+    if differing:
+        raise IveditError(
+            f"{path} was trained on a backbone of other shapes{_trained_on(header)}: {', '.join(differing)}. Load that "
+            "backbone"
+        )
+    return header
+
+
+def check_editors(cfg: Config, spec: BackboneSpec) -> None:
+    """`check_editor` of every trained editor that a run starts from or will show as a row.
+
+    Raises:
+        ConfigError: one does not fit; the message names the setting.
+    """
+    places = {"init_from": cfg.init_from} if cfg.init_from else {}
+    if cfg.evaluation.enabled:
+        places |= {f"evaluation.editors.{row}": place for row, place in cfg.evaluation.editors.items()}
+    for field, place in places.items():
+        try:
+            check_editor(place, spec)
+        except IveditError as problem:
+            raise ConfigError(f"{field}={place}: {problem}") from problem
+
+
 def load_editor(
     path: str | Path, backbone: Backbone, *, map_location: str | torch.device | None = None,
-    refuse_other_weights: bool = False,
+    refuse_other_weights: bool = False, warn: Callable[[str], None] | None = None,
 ) -> Editor:  # fmt: skip
     """Build the editor a file describes and fill in its weights (float32).
 
@@ -173,19 +212,14 @@ def load_editor(
         backbone: must have the shapes the editor was trained on.
         map_location: device; None: the backbone's.
         refuse_other_weights: whether another fingerprint is an error; otherwise it is warned about.
+        warn: told of another fingerprint; None: a Python warning.
 
     Raises:
         IveditError: not an editor file, a backbone of other shapes (or weights), or weights that do not fit.
     """
     path = resolve_editor_file(path)
-    header = read_editor_header(path)
-    mine, theirs = backbone.spec.shapes(), header["shapes"]
-    differing = [f"{key} {theirs.get(key)} (here {mine[key]})" for key in mine if theirs.get(key) != mine[key]]
+    header = check_editor(path, backbone.spec)
     trained_on = _trained_on(header)
-    if differing:
-        raise IveditError(
-            f"{path} was trained on a backbone of other shapes{trained_on}: {', '.join(differing)}. Load that backbone"
-        )
     if header["fingerprint"] is not None and header["fingerprint"] != backbone.fingerprint():
         other = (
             f"{path} was trained on a backbone with other weights{trained_on} (fingerprint "
@@ -195,7 +229,11 @@ def load_editor(
             raise IveditError(
                 f"{other}. Load that backbone, or say any_weights=True (--any-weights) to try it on this one"
             )
-        warnings.warn(f"{other}; results may be poor", stacklevel=2)
+        poor = f"{other}; results may be poor"
+        if warn is None:
+            warnings.warn(poor, stacklevel=2)
+        else:
+            warn(poor)
     editor = build_editor(header["config"], backbone)
     tensors = {name: tensor.float() for name, tensor in read_editor_weights(path).items()}
     own = editor.state_dict()

@@ -76,7 +76,7 @@ def _backbone(record: Record, base_model: str | None) -> str:
     if base_model:
         return f"[{base_model}](https://huggingface.co/{base_model})"
     if record.backbone == "wan-sprites":
-        return "`wan-sprites`, the toy pipeline that ships with ivedit,"
+        return "`wan-sprites`, the toy pipeline that ships with ivedit"
     return "a Wan text-to-video pipeline that was a local folder"
 
 
@@ -84,12 +84,19 @@ def _what(record: Record, weights: int, base_model: str | None) -> list[str]:
     editor = record.config["editor"]
     share = "every block" if editor["every"] == 1 else f"every {editor['every']}th block"
     return _wrap(
-        f"Edit modules for {_backbone(record, base_model)} which stays frozen: with them it edits a video as an",
-        f"instruction says. {_count(weights)} trained weights (`{editor['variant']}`, width {editor['width']}, beside",
+        f"Edit modules for {_backbone(record, base_model)}, which stays frozen: with them it edits a video as an",
+        f"instruction says. {_count(weights)} trained weights (`{editor['variant']}`, {_width(record)}, beside",
         f"{share}); they hold no part of the backbone, which is loaded on its own.",
         "Learned from pairs of single images;",
         "motion comes from the source and the frozen transformer.",
     )
+
+
+def _width(record: Record) -> str:
+    editor = record.config["editor"]
+    if editor["variant"] == "side_by_side":
+        return f"rank {editor['rank']}"
+    return f"width {editor['width'] or record.header['shapes']['width']}"  # null: the backbone's own
 
 
 def _use(record: Record, place: str, base_model: str | None) -> list[str]:
@@ -194,9 +201,13 @@ def _training(record: Record) -> list[str]:
         rows += [("averaged weights", f"decay {train['ema']:g}")] if train.get("ema") else []
     if data:
         reader = "`sprites`, a procedural world rendered on the fly" if record.sprites else f"`{data.get('reader')}`"
-        rows += [("data", reader + (f", {data['pairs']:,} pairs" if data.get("pairs") else ""))]
+        # A folder may hold fewer than were asked for; only the editor's file knows.
+        pairs, most = extra.get("pairs"), "" if record.sprites else "at most "
+        told = f"{pairs:,}" if pairs else f"{most}{data['pairs']:,}" if data.get("pairs") else None
+        rows += [("data", f"{reader}, {told} pairs" if told else reader)]
         rows += [("kinds of edit", ", ".join(data["operations"]))] if record.sprites and data.get("operations") else []
-        rows += [("size of an image", f"{data['height']}x{data['width']}")]
+        sizes = data.get("buckets") or [f"{data['height']}x{data['width']}"]
+        rows += [("height x width of an image", ", ".join(sizes))]
     rows += [("read by the target stream", text["target"])] if text else []
     rows += [("seed", str(config["seed"]))] if config.get("seed") is not None else []
     about = record.environment

@@ -72,6 +72,7 @@ class EditModule(L.LightningModule):
         cfg: The run's `Config`.
         max_steps: Optimiser steps of the whole run, for the learning rate.
         validation: Gives the validation batches, anew at each call; None: no validation.
+        pairs: How many training pairs there are, for the exported file; None: not told.
     """
 
     backbone: Backbone
@@ -84,6 +85,7 @@ class EditModule(L.LightningModule):
         *,
         max_steps: int,
         validation: Callable[[], Iterable[Batch]] | None = None,
+        pairs: int | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -94,6 +96,7 @@ class EditModule(L.LightningModule):
         self.cfg = cfg
         self.max_steps = max_steps
         self.validation = validation
+        self.pairs = pairs
         self.shift = training_shift(cfg, backbone.spec.shift)
         self.sampling_shift = cfg.sampling.shift if cfg.sampling.shift is not None else backbone.spec.shift
         self.draws = cfg.flow.draws_per_pair
@@ -140,8 +143,8 @@ class EditModule(L.LightningModule):
             if weights is None:  # rank 0 has them
                 return
         config: dict[str, Any] = {name: _plain(getattr(cfg, name)) for name in ("backbone", "text", "flow", "sampling")}
-        config["data"] = {name: getattr(cfg.data, name) for name in ("reader", "height", "width")}
-        extra = {"run": cfg.name, "seed": cfg.seed, "step": step, "config": config}
+        config["data"] = {name: getattr(cfg.data, name) for name in ("reader", "height", "width", "buckets")}
+        extra = {"run": cfg.name, "seed": cfg.seed, "step": step, "pairs": self.pairs, "config": config}
         save_editor(file, self.editor, backbone=self.backbone, weights=weights, extra=extra)
 
     # ---- one step

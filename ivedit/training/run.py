@@ -92,7 +92,10 @@ def train(cfg: Any, backbone: Backbone, editor: Editor, datamodule: Any, run: An
     steps = total_steps(cfg, datamodule.batches_per_epoch)
     if cfg.train.strategy == "fsdp":
         share_editing(backbone, editor, cfg, local_device(cfg.train))
-    module = EditModule(backbone, editor, cfg, max_steps=max(steps, 1), validation=datamodule.val_dataloader)
+    module = EditModule(
+        backbone, editor, cfg, max_steps=max(steps, 1), validation=datamodule.val_dataloader,
+        pairs=datamodule.training_pairs,
+    )  # fmt: skip
     trainer = build_trainer(cfg, run, tracker, max_steps=steps)
     if tracker is not None:
         tracker.log_params({"trained_parameters": parameter_count(editor), "steps": steps})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def trained(backbone: Backbone, seed: int = 0) -> Any:
 
 
 def make_run(
-    folder: Path, backbone_path: Path | str, backbone: Backbone, *, evaluated: bool = True, reader: str = "sprites"
+    folder: Path, backbone_path: Path | str, backbone: Backbone, *, evaluated: bool = True, reader: str = "sprites",
+    pairs: int | None = None, buckets: Sequence[str] = (),
 ) -> Path:  # fmt: skip
     """A run folder with an editor for the backbone."""
     cfg = Config(name="blue", summary="Blue circles, for anna, from /home/anna/films.", output_dir=str(folder / "runs"))
@@ -59,12 +61,13 @@ def make_run(
     cfg.init_from = "/home/anna/earlier runs/editor.safetensors"
     cfg.data.reader, cfg.data.path, cfg.data.cache_dir = reader, "/data/private/films", "/scratch/anna/cache"
     cfg.data.height = cfg.data.width = 16
+    cfg.data.buckets = list(buckets)
     cfg.sampling.steps = 2
     cfg.tracking.uri = "postgresql://anna:secret@10.0.0.7/mlflow"
     cfg.judge.base_url = "http://10.0.0.8:8000/v1"
     run = RunFolder.create(cfg)
     extra = {
-        "run": cfg.name, "seed": 0, "step": 1234,
+        "run": cfg.name, "seed": 0, "step": 1234, "pairs": pairs,
         "config": {
             "backbone": {"path": str(backbone_path)}, "sampling": {"steps": 2, "shift": 3.0},
             "data": {"reader": reader, "height": 16, "width": 16}, "text": {"target": "instruction"},

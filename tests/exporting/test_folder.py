@@ -82,10 +82,12 @@ def test_the_code_on_the_card_edits_a_file(exported, wan, tmp_path, monkeypatch,
 
 
 def test_an_editor_that_was_not_evaluated_says_so_and_real_data_get_no_licence_and_no_pictures(wan, tmp_path):
-    run = make_run(tmp_path, *wan, evaluated=False, reader="folder")
+    run = make_run(tmp_path, *wan, evaluated=False, reader="folder", pairs=36, buckets=["auto:32x48"])
     exported = export_editor(read_run(run), tmp_path / "out", Wishes(base_model="Wan-AI/Wan2.1-T2V-1.3B-Diffusers"))
     header, body = card_of(exported)
     assert "**Not evaluated.**" in body and "not given: ask the owner" in body
+    told = " ".join(body.split())
+    assert "| data | `folder`, 36 pairs |" in told and "| height x width of an image | auto:32x48 |" in told
     assert header["base_model"] == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" and "license" not in header
     assert exported.license is None and not any(name.startswith("samples") for name in exported.files)
     # `ivedit.edit` without --backbone then loads it
