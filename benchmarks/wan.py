@@ -1,6 +1,6 @@
 """The method at true size: training and sampling beside the side-by-side mechanism, framework beside a bare loop.
 
-    python benchmarks/wan.py --out wan.json                       # a GPU: all parts, about seven minutes
+    python benchmarks/wan.py --out wan.json                       # a GPU: all parts, about six minutes
     python benchmarks/wan.py --parts training --out training.json
     python benchmarks/wan.py --device cpu --small                 # the same code at a toy size
     python benchmarks/wan.py --table a.json b.json                # the tables of what was measured before
@@ -10,13 +10,13 @@ Published backbones with random weights of true size (cost, memory and gradients
 - training: pairs per second of the real training (`ivedit.training.fit`: Trainer, optimiser, averaging, logging; blocks
   compiled, the step captured), for `paper_1.3b`'s editor and for ViFeEdit's mechanism, each at its own best batch; the
   share of the matrix-product ceiling that was measured in the same process, counted operations, modules included; then
-  200 steady steps, from which the paper's 65,000 pairs are extrapolated, between stretches of a bare loop;
+  200 steady steps, from which the paper's 65,000 pairs are extrapolated, with a bare loop between their windows;
 - sampling: one step of 81 frames at 480x832 of the frozen backbone, of our editor and of the side-by-side mechanism;
 - sprites: the framework beside a bare loop where steps are short, batch 64.
 
-The bare loop is the same compiled and captured step with clipping, optimiser and averaging, without Trainer, schedule,
-draws by seed, logging, progress and data module. Counted operations are those of forward and backward passes, without
-the optimiser; recomputing is not counted.
+The bare loop (`wan_overhead.py`) is the same compiled and captured step with clipping, optimiser and averaging, without
+Trainer, schedule, draws by seed, logging, progress and data module. Counted operations are those of forward and
+backward passes, without the optimiser; recomputing is not counted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,8 +37,9 @@ for folder in (ROOT, ROOT / "benchmarks"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))  # a clone that is not installed
 
-from profile_step import ceiling, counted, latents, sampling_steps, texts, timed  # noqa: E402
-from wan_tables import PAIRS, tables  # noqa: E402
+from profile_step import ceiling, counted, sampling_steps, timed  # noqa: E402
+from random_pairs import NO_DATA, Told, pair_batch  # noqa: E402
+from wan_tables import PAIRS, overhead, tables  # noqa: E402
 
 EDITORS = {
     "ours": (),
@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for file in given.table:
             print(tables(json.loads(file.read_text(encoding="utf-8"))) + "\n")
         return 0
+    if given.small:
+        given.batches, given.steps, given.window = [2], 4, 2
     import torch
 
     from ivedit.runfolder import describe_environment
@@ -104,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--layers", type=int, metavar="N", help="only so many blocks")
     add("--frames", type=int, default=81, metavar="N", help="sampling: frames of the clip (default: 81)")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
-    add("--small", action="store_true", help="two blocks and small pictures: for trying it out")
+    add("--small", action="store_true", help="two blocks, small pictures, a few steps: for trying it out")
     add("--out", type=Path, metavar="FILE", help="write the values, with the environment, as JSON")
     add("--note", default="", metavar="TEXT", help="kept in the JSON: what else the machine was doing")
     add("--table", nargs="+", type=Path, metavar="FILE", help="print the tables of these and measure nothing")
@@ -131,10 +133,8 @@ def settings(given: argparse.Namespace, *changes: str) -> Any:
     """`paper_1.3b` with these changes."""
     from ivedit.config import load
 
-    # a data set is named in that experiment; the pairs here are random, at 480x832 whatever these say
-    data = ("data.reader=sprites", "data.path=null", "data.height=480", "data.width=480", "data.cache=memory")
     return load(
-        "paper_1.3b", *data, f"train.accelerator={given.device}", "train.accumulate=1", "train.warmup_steps=2",
+        "paper_1.3b", *NO_DATA, f"train.accelerator={given.device}", "train.accumulate=1", "train.warmup_steps=2",
         f"train.log_every={given.window}", *changes,
     )  # fmt: skip
 
@@ -148,38 +148,23 @@ def wan(given: argparse.Namespace, device: Any) -> Any:
     return backbone
 
 
+def picture_size(given: argparse.Namespace) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return (32, 32) if given.small else (480, 832)
+
+
 def shape(given: argparse.Namespace, batch: int, frames: int = 1) -> argparse.Namespace:
     """What `profile_step` reads: sizes of latents and texts."""
-    height, width = (32, 32) if given.small else (480, 832)
+    height, width = picture_size(given)
     return argparse.Namespace(batch=batch, frames=frames, height=height, width=width, features=False)
 
 
 def random_pairs(given: argparse.Namespace, backbone: Any, batch: int, device: Any) -> list[dict[str, Any]]:
     """A few batches as the data module gives them, held on the device."""
-    sizes = shape(given, batch)
-    empty = texts(sizes, backbone, 1).to(device)
-
-    def one() -> dict[str, Any]:
-        words = texts(sizes, backbone, 24).to(device)
-        source, target = latents(sizes, backbone).to(device), latents(sizes, backbone).to(device)
-        return {"source": source, "target": target, "text_target": words, "text_gate": words, "text_source": empty}
-
-    return [one() for _ in range(3)]
+    return [pair_batch(backbone, batch, picture_size(given), device, seed=seed) for seed in range(3)]
 
 
 # ---- training
-
-
-class Told:
-    """A tracker that keeps when metrics were read back: then the device has done all steps before."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def log_metrics(self, values: dict[str, float], step: int) -> None:
-        """Once in ``log_every`` steps."""
-        if "train/loss" in values:
-            self.seconds.append(time.perf_counter())
 
 
 def framework_paces(cfg: Any, module: Any, batches: Callable[[int], Iterator[Any]], steps: int) -> list[float]:
@@ -191,44 +176,6 @@ def framework_paces(cfg: Any, module: Any, batches: Callable[[int], Iterator[Any
     trainer = build_trainer(cfg, None, told, max_steps=steps)
     fit(trainer, module, RunLoader(steps, batches))
     return [cfg.train.log_every / (after - before) for before, after in itertools.pairwise(told.seconds)]
-
-
-def bare_paces(module: Any, batches: list[Any], device: Any, steps: int, window: int) -> list[float]:
-    """The same for a loop with nothing around it."""
-    import torch
-
-    from ivedit.training.captured import StaticStep
-    from ivedit.training.ema import Ema
-    from ivedit.training.optim import clip_and_guard
-
-    cfg, weights = module.cfg, module.trained_parameters()
-    module._compiler = None  # a training run has left its own
-    module.to(device)
-    optimizer = module.configure_optimizers()["optimizer"]
-    average = Ema(weights, cfg.train.ema)
-    captured = StaticStep(module.training_losses, weights, device, graph=device.type == "cuda")
-    count = len(batches[0]["target"])
-    paces, since = [], 0.0
-    with module.backbone.compiling(device.type == "cuda"):
-        for step in range(steps):
-            if step % window == 0:
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                now = time.perf_counter()
-                if step:
-                    paces.append(window / (now - since))
-                since = now
-            batch = batches[step % len(batches)]
-            r = torch.rand(count, device=device)
-            tensors = module.step_tensors(batch, r, range(count), shift=module.shift, kind="uniform")
-            tensors["noise"] = torch.randn_like(batch["target"])
-            _, gradients = captured(tensors)
-            for weight, gradient in zip(weights, gradients, strict=True):
-                weight.grad = gradient
-            clip_and_guard(optimizer, gradients, cfg.train.clip)
-            optimizer.step()
-            average.update()
-    return paces[1:]
 
 
 def training(given: argparse.Namespace, device: Any, report: dict[str, Any]) -> dict[str, Any]:
@@ -277,37 +224,20 @@ def training(given: argparse.Namespace, device: Any, report: dict[str, Any]) -> 
 
 
 def steady(given: argparse.Namespace, backbone: Any, device: Any, size: int) -> dict[str, Any]:
-    """Ours for many steps, between stretches of the bare loop."""
+    """Ours for many steps, the bare loop between its windows; how long the paper's schedule would take."""
+    from wan_overhead import side_by_side_windows
+
     from ivedit.editor import build_editor
     from ivedit.training import EditModule
 
     cfg = settings(given)
     cfg.train.batch_size = size
     pool = random_pairs(given, backbone, size, device)
-    paces: dict[str, list[float]] = {"bare": [], "framework": []}
-    half = given.steps // (2 * given.window) * given.window
-    bare, framed = ("bare", 5 * given.window), ("framework", half + given.window)
-    for arm, steps in (bare, framed, bare, framed, bare):  # neighbours in time: clocks and other jobs drift
-        module = EditModule(backbone, build_editor(cfg.editor, backbone, seed=0), cfg, max_steps=steps)
-        if arm == "bare":
-            paces[arm] += bare_paces(module, pool, device, steps, given.window)
-        else:
-            paces[arm] += framework_paces(cfg, module, endless(pool), steps)
-        del module
-        forget(device)
-    return overhead(paces, size)
-
-
-def overhead(paces: dict[str, list[float]], size: int) -> dict[str, Any]:
-    """The two paces, what the framework costs, and how long the paper's schedule would take."""
-    pace = {arm: len(values) / sum(1 / value for value in values) for arm, values in paces.items()}  # time-weighted
-    return {
-        "batch": size,
-        "windows_steps_per_second": paces,
-        "pairs_per_second": {arm: size * value for arm, value in pace.items()},
-        "overhead": pace["bare"] / pace["framework"] - 1,
-        "paper_schedule_minutes": PAIRS / (size * pace["framework"]) / 60,
-    }
+    windows = max(1, given.steps // given.window)
+    module = EditModule(backbone, build_editor(cfg.editor, backbone, seed=0), cfg, max_steps=given.steps)
+    times = side_by_side_windows(module, endless(pool), pool, windows)
+    found = overhead(times.framework, times.bare, given.window, size)
+    return found | {"paper_schedule_minutes": PAIRS / found["pairs_per_second"]["framework"] / 60}
 
 
 def endless(pool: list[Any]) -> Callable[[int], Iterator[Any]]:
@@ -374,41 +304,35 @@ def sampling(given: argparse.Namespace, device: Any, report: dict[str, Any]) -> 
 
 
 def sprites(given: argparse.Namespace, device: Any, report: dict[str, Any]) -> dict[str, Any]:
-    """Framework and bare loop with the shipped pipeline and its data module, batch 64."""
+    """Framework and bare loop with the shipped pipeline and its data module, batch 64, settings as a run has them."""
+    from wan_overhead import side_by_side_windows
+
     from ivedit.backbone import Backbone
     from ivedit.config import load
     from ivedit.data.datamodule import PairDataModule
     from ivedit.editor import build_editor
     from ivedit.training import EditModule
 
-    size, steps = (4, 6) if given.small else (64, 260)
-    window = 2 if given.small else 20
+    size, window, windows = (4, 2, 2) if given.small else (64, 20, 24)
     cfg = load(
         "imvideoedit", f"data.pairs={20 * size}", f"data.validation_pairs={size}", f"train.batch_size={size}",
         "flow.draws_per_pair=1", f"train.accelerator={given.device}", f"train.log_every={window}",
-        f"train.compile={'on' if device.type == 'cuda' else 'off'}",
     )  # fmt: skip
     backbone = Backbone.load(cfg.backbone.path, dtype=cfg.backbone.dtype, device=device, text_length=cfg.text.length)
-    paces: dict[str, list[float]] = {"bare": [], "framework": []}
-    for arm in ("bare", "framework", "bare", "framework"):
-        editor = build_editor(cfg.editor, backbone, seed=0)
-        module = EditModule(backbone, editor, cfg, max_steps=steps)
-        data = PairDataModule(cfg, backbone.encode_pixels, backbone.encode_text, backbone.fingerprint(), device=device)
-        data.trainer = SimpleNamespace(global_rank=0, world_size=1)  # type: ignore[assignment]
-        data.setup("fit")
-        if arm == "bare":
-            held = list(data.train_dataloader())[:8]
-            paces[arm] += bare_paces(module, held, device, steps, window)
-        else:
+    module = EditModule(backbone, build_editor(cfg.editor, backbone, seed=0), cfg, max_steps=(windows + 1) * window)
+    data = PairDataModule(
+        cfg, backbone.encode_pixels, backbone.encode_text, backbone.fingerprint(), device=device, rank=0, world=1
+    )
+    data.setup("fit")
+    held = list(data.train_dataloader())[:8]
 
-            def batches(position: int, data: Any = data) -> Iterator[Any]:
-                data.set_micro_batches(position)
-                while True:
-                    yield from data.train_dataloader()
+    def batches(position: int) -> Iterator[Any]:
+        data.set_micro_batches(position)
+        while True:
+            yield from data.train_dataloader()
 
-            paces[arm] += framework_paces(cfg, module, batches, steps)
-        forget(device)
-    return overhead(paces, size)
+    times = side_by_side_windows(module, batches, held, windows)
+    return overhead(times.framework, times.bare, window, size)
 
 
 if __name__ == "__main__":
