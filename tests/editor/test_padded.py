@@ -48,7 +48,7 @@ def test_padding_changes_nothing_whatever_it_holds():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [24, 64, 128])
 def test_the_variable_length_kernel_equals_the_bias_in_values_and_gradients(head_dim):
     torch.manual_seed(0)
     real = torch.arange(64, device="cuda")[None] < torch.tensor([[1], [7], [64]], device="cuda")
