@@ -18,6 +18,8 @@ from ivedit.config.schema import Config
 
 __all__ = ["BadValue", "Field", "coerce", "fields", "groups", "show"]
 
+_LARGEST = 2**32 - 1  # of any whole number: what every library takes as a seed
+
 
 class BadValue(ValueError):
     """The value does not fit its field; the text says what is wrong and what would fit."""
@@ -165,6 +167,8 @@ def _coerce_scalar(field: Field, value: Any) -> Any:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if field.kind == "int":
         if number and math.isfinite(value) and value == int(value):  # 1e4 is a whole number too
+            if abs(value) > _LARGEST:
+                raise BadValue(f"{show(value)} is out of range; it must be at most {_LARGEST}")
             return int(value)
         raise BadValue(f"{show(value)} is not a whole number; write e.g. {_example(field)}")
     if number and math.isfinite(value):

@@ -180,6 +180,7 @@ def test_all_faults_are_reported_at_once_each_with_its_source(here: Path):
         ("train.lr=nan", "not a finite number"),
         ("train.lr=0", "must be above 0"),
         ("train.epochs=1.5", "not a whole number"),
+        ("seed=9999999999999999999", "must be at most 4294967295"),
         ("train.epochs=true", "not a whole number"),
         ("evaluation.triage=1", "neither true nor false"),
         ("data.operations=remove", "write data.operations=[remove]"),
