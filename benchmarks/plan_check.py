@@ -2,12 +2,14 @@
 
     python benchmarks/plan_check.py --out plan_check.json                  # an H200: about seven minutes
     python benchmarks/plan_check.py --cases eager compiled --steps 4
+    python benchmarks/plan_check.py --measured a.json b.json --out both.json           # plans again, measures nothing
     python benchmarks/plan_check.py --device cpu --layers 1 --size 64x64 --steps 2     # a dry run
 
 Each case builds a published backbone at its true size with random weights, and takes real training steps (losses,
 backward pass, clipping, optimiser, average) on latents and texts made up on the spot. Peak memory is
-`torch.cuda.max_memory_allocated` of the steps after the warm-up; the plan's is what it calls tensors together. A case
-that fails is told and kept in the JSON, and the others go on; the exit code is then 1.
+`torch.cuda.max_memory_allocated` of the steps after the warm-up (of a captured step, with it); the plan's is what it
+calls tensors together. Every case is written to --out when it is done. One that fails is told and kept in the JSON, and
+the others go on; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -56,17 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--layers", type=int, metavar="N", help="only so many blocks")
     add("--size", default="480x832", metavar="HxW", help="of the pictures (default: 480x832)")
     add("--steps", type=int, default=6, metavar="N", help="timed steps (default: 6)")
-    add("--measured", type=Path, metavar="FILE", help="plan again beside the measurements of an earlier --out FILE")
+    add("--measured", type=Path, nargs="+", metavar="FILE", help="plan again beside what earlier --out FILEs measured")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     add("--out", type=Path, metavar="FILE", help="write the values, with the environment, as JSON")
     given = parser.parse_args(arguments)
+    earlier = together(given.measured) if given.measured else None
     import torch
 
     from ivedit.planning.report import chosen_gpu
 
     device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     gpu, how = chosen_gpu(given.gpu)
-    earlier = json.loads(given.measured.read_text(encoding="utf-8")) if given.measured else None
     report: dict[str, Any] = {
         "benchmark": "plan_check", "weights": "random", "gpu": vars(gpu) | {"chosen": how},
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
@@ -94,6 +96,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if any("error" in row for row in report["cases"].values()) else 0
 
 
+def together(files: Sequence[Path]) -> dict[str, Any]:
+    """The cases of several records as one record; of a case that is in two, the later file's.
+
+    Raises:
+        SystemExit: they were measured on different devices.
+    """
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    devices = {record["device"] for record in records}
+    if len(devices) > 1:
+        raise SystemExit(f"error: --measured: records of different devices ({', '.join(sorted(devices))})")
+    cases = {name: row for record in records for name, row in record["cases"].items() if "error" not in row}
+    return {**records[0], "cases": cases}
+
+
 def write(out: Path | None, report: dict[str, Any]) -> None:
     """As far as it has come: a lease may end in the middle."""
     if out is not None:
@@ -115,6 +131,7 @@ def settings(case: dict[str, Any], size: tuple[int, int]) -> Any:
     for name, value in case["editor"].items():
         setattr(cfg.editor, name, value)
     cfg.data.height, cfg.data.width = size
+    cfg.data.cache = "none"  # the steps here read no data
     cfg.flow.draws_per_pair = case.get("draws", 1)
     cfg.flow.change_share = 0.5
     cfg.train.batch_size = case["batch"]
@@ -208,13 +225,15 @@ def measure(cfg: Any, device: Any, given: Any) -> dict[str, Any]:
         action()
         return now(device) - begun
 
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     begun = now(device)
     with compiling:
         for _ in range(2):
             forward_and_backward()
             update()
         warm = now(device) - begun
-        if device.type == "cuda":
+        if device.type == "cuda" and static is None:  # a replayed graph allocates nothing: its peak was its capture's
             torch.cuda.reset_peak_memory_stats()
         taken = [(timed(forward_and_backward), timed(update)) for _ in range(given.steps)]
     found = {
