@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--help" in options:
             return show(help_text())
         planned = not {"--plan", "--plan-json"}.isdisjoint(options)
-        composed = compose(settings, for_reading=planned)
+        composed = compose(settings, for_reading=planned or "--explain" in options)
         if "--explain" in options:
             return show(explain(composed, options["--explain"]))
         if "--print-config" in options:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ivedit.backbone.folders import missing_weights, resolve_folder
+from ivedit.backbone.folders import missing_weights, resolve_folder, weight_files
 from ivedit.backbone.spec import check_transformer_config, vae_factors
 from ivedit.backbone.weights import keep_dtype, read_transformer
 from ivedit.errors import IveditError
@@ -108,6 +109,12 @@ def _check_index(folder: Path, index: dict[str, Any], components: Sequence[str])
 def _require_safetensors(folder: Path, part: str) -> None:
     if not any((folder / part).glob("*.safetensors")):
         raise IveditError(f"{folder}/{part} holds no .safetensors weights; pickled weights are not loaded")
+    for file in (folder / part / name for name in weight_files(folder, part)):
+        try:
+            with safe_open(file, framework="pt"):  # compares the header with the file's length, reads no weight
+                pass
+        except (SafetensorError, OSError) as error:
+            raise IveditError(f"{file} cannot be read ({error}); fetch it again") from error
     missing = missing_weights(folder, part)
     if missing:
         more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""

@@ -148,6 +148,10 @@ def _notes(results: Mapping[str, Any]) -> str:
     return "\n".join(f"- {line}" for line in _note_lines(results))
 
 
+def _clips(count: int) -> str:
+    return f"{count} clip" + ("s" if count != 1 else "")
+
+
 def _note_lines(results: Mapping[str, Any]) -> Iterator[str]:
     clips = results["clips"]
     masks = Counter(clip["mask"] for clip in clips)
@@ -169,11 +173,13 @@ def _note_lines(results: Mapping[str, Any]) -> Iterator[str]:
         if flagged and row != CONTROL:
             ids = [clips[i]["id"] for i in flagged]
             some = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
-            asked = sum(clips[i]["truth_moves_otherwise"] for i in flagged)
+            known = [i for i in flagged if clips[i]["truth"]]
+            asked = sum(clips[i]["truth_moves_otherwise"] for i in known)
+            truth = f"; the true edit does so in {asked} of {_clips(len(known))} that have one" if known else ""
             yield (
-                f"Flagged: {row} moves otherwise than the source in {len(ids)} clips (motion agreement below "
-                f"{MOVES_OTHERWISE}; the true edit does so in {asked} of them): a fault, unless the instruction asks "
-                f"for it, when warp error does not count: {some}."
+                f"Flagged: {row} moves otherwise than the source in {_clips(len(ids))} (motion agreement below "
+                f"{MOVES_OTHERWISE}{truth}): a fault, unless the instruction asks for it; then warp error does not "
+                f"count: {some}."
             )
     reasons: dict[str, list[str]] = {}
     for name, reason in results["skipped"].items():

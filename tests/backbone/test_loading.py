@@ -12,6 +12,7 @@ import torch
 from backbone.tiny import save_pipeline, tiny_backbone, tiny_vae
 from ivedit.backbone import Backbone
 from ivedit.backbone.identity import bits_digest
+from ivedit.backbone.loading import check_parts
 from ivedit.backbone.spec import flow_shift, vae_factors
 from ivedit.errors import IveditError
 
@@ -133,6 +134,14 @@ def test_pickled_weights_are_refused(folder, tmp_path):
         file.unlink()
     with pytest.raises(IveditError, match="safetensors"):
         Backbone.load(other)
+
+
+def test_weights_that_are_cut_off_are_told_before_anything_is_read(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "cut")
+    (file,) = (tmp_path / "cut" / "transformer").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(IveditError, match=rf"{file.name} cannot be read .*fetch it again"):
+        check_parts(tmp_path / "cut")
 
 
 def test_paths_that_are_no_pipeline_are_told(tmp_path):

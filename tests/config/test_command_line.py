@@ -42,6 +42,7 @@ def ask(*arguments: str, cwd: Path) -> tuple[dict, str, str]:
         (["--help"], 0),
         (["--print-config", "experiment=ablation_plain"], 0),
         (["--explain", "train.lr", "experiment=imvideoedit"], 0),
+        (["--explain", "editor.width", "experiment=paper_5b"], 0),  # reads, so data.path may be missing
         (["experiment=imvideoedit", "train.lr=x", "no=1"], 2),
         (["experiment=imvideoedt"], 2),
         (["--nonsense"], 2),

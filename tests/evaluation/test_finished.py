@@ -123,6 +123,10 @@ def test_frozen_edits_are_flagged_and_so_are_clips_whose_true_edit_moves_otherwi
     assert results["rows"]["ours"]["moves_otherwise"] == [0, 1]
     assert [clip["truth_moves_otherwise"] for clip in results["clips"]] == [False, True]
     assert "Flagged: ours moves otherwise than the source in 2 clips" in format_evaluation(results)
+    assert "the true edit does so in 1 of 2 clips that have one" in format_evaluation(results)
+    for clip in results["clips"]:
+        clip["truth"] = False
+    assert "the true edit does so" not in format_evaluation(results)
 
 
 def test_saved_edits_come_back_to_the_bit_with_masks_truths_and_words(tmp_path: Path):
