@@ -1,4 +1,9 @@
-"""Filling the cache before training: every pair of a split read and encoded once, unusable ones found."""
+"""Filling the cache before training: every pair of a split read and encoded once, unusable ones found.
+
+Ranks that share a disk share the work. What is missing is cut into the chunks that one rank would encode, and each of
+them is one rank's, so the cache is the same to the bit. All ranks first share it as if there were one disk. Where each
+machine has its own, what a machine then still lacks is shared among its ranks.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,8 @@ from ivedit.data.cache import (
     MemoryLatents,
     MemoryTexts,
     TextStore,
-    encode_missing_texts,
+    encode_texts,
+    missing_texts,
 )
 from ivedit.data.pixels import BadShare, read_ahead, read_chunks
 from ivedit.data.progress import Progress
@@ -32,8 +38,11 @@ from ivedit.data.shards import Shards, cache_folder, entry_key, text_key
 from ivedit.data.text import TextStates
 from ivedit.data.words import Words
 from ivedit.errors import IveditError
+from ivedit.ranks import find_ranks
 
 __all__ = ["Filler", "Split"]
+
+Chunks = list[list[int]]
 
 log = logging.getLogger(__name__)
 
@@ -125,14 +134,45 @@ class Filler:
         folder = cache_folder(self.cfg.data.cache_dir, self.fingerprint)
         return DiskLatents(Shards(folder / "latents")), lambda: DiskTexts(Shards(folder / "texts"))
 
+    def _in_turns(
+        self, store: LatentStore | TextStore, missing: Callable[[], Chunks], encode: Callable[[Chunks, Chunks], None]
+    ) -> None:
+        """Have everything encoded that is missing, each chunk by one rank of those that share a disk.
+
+        Args:
+            store: Where it goes. One in memory is this rank's own, and nothing of it is shared.
+            missing: What the store lacks, as it is then.
+            encode: Encodes some chunks, of all that are missing.
+        """
+        if isinstance(store, (DiskLatents, DiskTexts)) and _together():
+            for number, count in self._turns():
+                store.shards.refresh()
+                chunks = missing()
+                torch.distributed.barrier()  # all have looked before one writes, so all have the same list
+                encode(chunks[number::count], chunks)
+                store.flush()
+                torch.distributed.barrier()
+            store.shards.refresh()
+        # Nothing is left but pairs that cannot be read, of which every rank must know, and what somebody has deleted.
+        chunks = missing()
+        encode(chunks, chunks)
+
+    def _turns(self) -> list[tuple[int, int]]:
+        """(this rank's number, how many they are) of the ranks that share in each turn."""
+        ranks, turns = find_ranks(), [(self.rank, self.world)]
+        if ranks.world == self.world and ranks.here is not None and 1 < ranks.here < ranks.world:
+            turns.append((ranks.local, ranks.here))
+        return turns
+
     def _texts(self, name: str, split: Split, store: TextStore) -> TextStore:
         unique = split.words.unique
         keys = [text_key(self.fingerprint, self.length, text) for text in unique]
-        missing = sum(key not in store for key in keys)
-        with Progress(f"encoding {name} texts", missing, show=self.rank == 0) as progress:
-            encode_missing_texts(
-                store, unique, keys, self.encode_texts, self.length * self.width, progress.advance
-            )
+
+        def encode(chunks: Chunks, _: Chunks) -> None:
+            with Progress(f"encoding {name} texts", sum(map(len, chunks)), show=self.rank == 0) as progress:
+                encode_texts(store, unique, keys, chunks, self.encode_texts, progress.advance)
+
+        self._in_turns(store, lambda: missing_texts(store, keys, self.length * self.width), encode)
         store.finish(keys, self.length, self.device)
         return store
 
@@ -142,16 +182,15 @@ class Filler:
         pixels = reader.keys(range(len(reader)))
         variants = ["plain", "mirrored"] if split.words.sided is not None else ["plain"]
         keys = [[entry_key("pair", self.fingerprint, key, variant) for key in pixels] for variant in variants]
-        missing = [i for i in range(len(reader)) if any(_target(group[i]) not in store for group in keys)]
-        if isinstance(store, DiskLatents) and self.world > 1:
-            # Ranks share the disk: each encodes its part, then takes in what the others wrote. Parts are cut by pair
-            # and not from `missing`, which may differ between ranks: another may have written already.
-            self._encode_pairs(name, split, store, keys, [i for i in missing if i % self.world == self.rank])
-            store.flush()
-            _barrier()
-            store.shards.refresh()
-            missing = [i for i in missing if any(_target(group[i]) not in store for group in keys)]
-        self._encode_pairs(name, split, store, keys, missing)
+
+        def missing() -> Chunks:
+            lacking = (i for i in range(len(reader)) if any(_target(group[i]) not in store for group in keys))
+            return self._chunks(split, list(lacking))
+
+        def encode(chunks: Chunks, everything: Chunks) -> None:
+            self._encode_pairs(name, split, store, keys, chunks, [i for chunk in everything for i in chunk])
+
+        self._in_turns(store, missing, encode)
         split.guard.note(range(len(reader)), [])
         good = np.array([i not in split.guard.bad for i in range(len(reader))])
         if not good.any():
@@ -167,10 +206,10 @@ class Filler:
         return keys
 
     def _encode_pairs(
-        self, name: str, split: Split, store: LatentStore, keys: list[list[str]], indices: list[int]
+        self, name: str, split: Split, store: LatentStore, keys: list[list[str]], chunks: Chunks, everything: list[int]
     ) -> None:
-        chunks = self._chunks(split, indices)
-        with Progress(f"encoding {name} pairs", len(indices), show=self.rank == 0) as progress:
+        """Encode some chunks of ``everything``, which all ranks together encode."""
+        with Progress(f"encoding {name} pairs", sum(map(len, chunks)), show=self.rank == 0) as progress:
             pixels = read_chunks(split.reader, chunks, workers=self.cfg.data.workers)
             if self.cfg.data.workers == 0 and split.reader.parallel and len(chunks) > 1:
                 pixels = read_ahead(pixels)  # the next files are decoded while these are encoded
@@ -180,7 +219,7 @@ class Filler:
                 if batch.indices:
                     per_pixel = self._encode_pixel_batch(batch, split, store, keys)
                     if not announced:
-                        self._announce(name, split, indices, per_pixel * len(keys), store)
+                        self._announce(name, split, everything, per_pixel * len(keys), store)
                         announced = True
                 progress.advance(len(chunk))
 
@@ -202,12 +241,12 @@ class Filler:
             len(indices), name, size / 1e9, folder, free / 1e9,
         )  # fmt: skip
 
-    def _chunks(self, split: Split, indices: list[int]) -> list[list[int]]:
+    def _chunks(self, split: Split, indices: list[int]) -> Chunks:
         """`indices` cut into lists of one bucket that are read and encoded at once."""
         at_once = _CHUNK_PIXELS.get(self.device.type, _CHUNK_PIXELS["cpu"])
         wanted = np.array(indices, dtype=np.int64)
         numbers = split.buckets.of[wanted]
-        chunks: list[list[int]] = []
+        chunks: Chunks = []
         for number, (height, width) in enumerate(split.buckets.sizes):
             mine = wanted[numbers == number].tolist()
             step = self.cfg.data.encode_batch or max(4, at_once // (height * width))
@@ -235,6 +274,6 @@ def _target(key: str) -> str:
     return f"{key}-target"
 
 
-def _barrier() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
+def _together() -> bool:
+    """Whether there is a process group to meet in."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

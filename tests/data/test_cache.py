@@ -245,6 +245,21 @@ def test_texts_come_back_padded_as_they_went_in(tmp_path_factory, lengths, data,
         assert torch.equal(back.states, expected.states) and torch.equal(back.mask, expected.mask)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_texts_that_wait_on_the_host_are_padded_on_the_gpu(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("ivedit.data.cache._fits", lambda size, device: False)
+    mask = torch.arange(7) < torch.tensor([3, 0, 7, 1])[:, None]
+    texts = TextStates((torch.randn(4, 7, 3) * mask[..., None]).bfloat16(), mask)
+    store = MemoryTexts() if kind == "memory" else DiskTexts(Shards(tmp_path))
+    store.add(["a", "b", "c", "d"], texts)
+    store.finish(["d", "c", "b", "a"], 7, torch.device("cuda"))
+    back = store.gather(np.array([0, 3, 2, 1, 1]))
+    expected = texts[[3, 0, 1, 2, 2]]
+    assert back.device.type == back.mask.device.type == "cuda"
+    assert torch.equal(back.states.cpu(), expected.states) and torch.equal(back.mask.cpu(), expected.mask)
+
+
 def test_latents_come_back_in_the_order_of_their_keys():
     latents = torch.randn(6, 2, 1, 3, 3)
     store = MemoryLatents()

@@ -1,4 +1,8 @@
+import json
 import multiprocessing
+import os
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ from hypothesis import strategies as st
 
 from ivedit.data.datamodule import PairDataModule
 from ivedit.data.record import PairReader, PairRecord, PairTexts, readers, register_reader
+from ivedit.data.shards import Shards
 from ivedit.errors import ConfigError, IveditError
 
 from .conftest import LENGTH, WIDTH, ToyEncoders, sprite_config
@@ -150,22 +155,92 @@ def test_ranks_that_share_a_disk_cache_give_the_same_as_one(tmp_path):
     assert all(_same(a, b) for a, b in zip(found, reference, strict=True))
 
 
-def _one_rank(rank: int, meeting: str, cache: str) -> tuple[int, int, list[str]]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    encoders = ToyEncoders()
-    module = _module(_busy(cache="disk", cache_dir=cache), encoders, rank=rank, world=2)
+class Failing(ToyEncoders):
+    def encode_pixels(self, pixels):
+        raise IveditError("this rank cannot encode")
+
+
+def _one_rank(rank: int, world: int, here: int, place: Path, failing: int | None) -> None:
+    """Fill the cache of this rank's machine (`here` ranks have one disk) and write down what it took."""
+    local = {"LOCAL_RANK": rank % here, "LOCAL_WORLD_SIZE": here}
+    os.environ.update({k: str(v) for k, v in {"RANK": rank, "WORLD_SIZE": world, **local}.items()})
+    torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meeting", rank=rank, world_size=world)
+    encoders = Failing() if rank == failing else ToyEncoders()
+    cfg = _busy(cache="disk", cache_dir=str(place / f"disk-{rank // here}"))
+    cfg.train.batch_size = 2
+    module = _module(cfg, encoders, rank=rank, world=world)
     ids = _ids(module.train_dataloader())
+    (place / f"rank-{rank}.json").write_text(json.dumps([encoders.images, encoders.texts, ids]))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-    return rank, encoders.images, ids
 
 
-def test_two_processes_encode_half_each_into_a_shared_cache(tmp_path):
-    work = [(rank, str(tmp_path / "meeting"), str(tmp_path / "cache")) for rank in range(2)]
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        found = sorted(pool.starmap(_one_rank, work, chunksize=1))
-    assert [images for _, images, _ in found] == [2 * (24 + 24 + 6) // 2] * 2  # plain, mirrored (training only)
-    assert len(set(found[0][2] + found[1][2])) == 24
+def _ranks(place: Path, world: int, here: int, failing: int | None = None) -> list[int | None]:
+    """Run so many ranks, `here` on each machine; returns how they ended."""
+    start = multiprocessing.get_context("fork").Process
+    ranks = [start(target=_one_rank, args=(rank, world, here, place, failing)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=60)
+    ended = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    return ended
+
+
+def _entries(cache: Path) -> dict[str, torch.Tensor]:
+    """Every latent and text of a cache on disk by its key."""
+    found: dict[str, torch.Tensor] = {}
+    for kind in ("latents", "texts"):
+        (folder,) = cache.glob(f"*/{kind}")
+        shards = Shards(folder)
+        for key in shards._where:
+            shard, row = shards.place(key)
+            if kind == "latents":
+                found[key] = shards.read(shard, "latents", row, row + 1)
+                continue
+            first, last = shards.read(shard, "starts", row, row + 2).tolist()
+            found[key] = shards.read(shard, "states", first, last)
+    return found
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Four pairs or five texts are encoded at once."""
+    monkeypatch.setattr("ivedit.data.fill._CHUNK_PIXELS", {"cpu": 64 * 64 * 4})
+    monkeypatch.setattr("ivedit.data.cache._TEXT_ELEMENTS", LENGTH * WIDTH * 5)
+
+
+@pytest.fixture
+def one(small_chunks, tmp_path) -> tuple[dict[str, torch.Tensor], ToyEncoders]:
+    """The cache of one rank, and its encoders."""
+    encoders = ToyEncoders()
+    _module(_busy(cache="disk", cache_dir=str(tmp_path / "one")), encoders).setup()
+    return _entries(tmp_path / "one"), encoders
+
+
+@pytest.mark.parametrize(("world", "here"), [(2, 2), (4, 2)], ids=["one disk", "a disk for each machine"])
+def test_ranks_share_what_is_missing_and_every_disk_ends_with_the_cache_of_one_rank(tmp_path, one, world, here):
+    whole, alone = one
+    machines = world // here
+    assert _ranks(tmp_path, world, here) == [0] * world
+    told = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(world)]
+    images, texts, ids = (list(part) for part in zip(*told, strict=True))
+    assert sum(images) == machines * alone.images == machines * 2 * (24 + 24 + 6)  # plain, mirrored (training only)
+    assert max(images) - min(images) <= 4 * 4 * machines  # a chunk: source and target, plain and mirrored
+    asked = Counter(text for part in texts for text in part[1:])  # the first of each rank is the probe of its encoder
+    assert asked == {text: machines * count for text, count in Counter(alone.texts[1:]).items()}
+    assert all(len(part) > 1 for part in texts)
+    assert len({name for part in ids for name in part}) == 24
+    for machine in range(machines):
+        found = _entries(tmp_path / f"disk-{machine}")
+        assert found.keys() == whole.keys() and all(torch.equal(found[key], whole[key]) for key in whole)
+
+
+def test_a_rank_that_cannot_encode_leaves_no_other_waiting(tmp_path, small_chunks):
+    assert _ranks(tmp_path, 2, 2, failing=1) == [1, 1]
+    assert not list(tmp_path.glob("rank-*.json"))
 
 
 def test_what_cannot_be_continued_is_refused_by_name():
