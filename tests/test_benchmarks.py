@@ -142,3 +142,16 @@ def test_a_machine_that_slows_down_is_not_taken_for_the_frameworks_overhead():
     assert found["overhead"] == pytest.approx(0.02)
     disturbed = overhead([1.0, 1.0, 5.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0, 3.0, 1.0], window=10, size=8)
     assert disturbed["overhead"] == 0 and disturbed["pairs_per_second"]["framework"] == pytest.approx(400 / 9)
+
+
+@pytest.mark.slow
+def test_what_the_plan_says_today_is_what_stands_beside_the_measurement():
+    from ivedit.planning.backbones import backbone_configs
+    from ivedit.planning.estimate import Planner
+    from ivedit.planning.report import chosen_gpu
+
+    script = loaded("plan_check")
+    recorded = json.loads((ROOT / "benchmarks" / "records" / "plan_check_h200.json").read_text())["cases"]["eager"]
+    cfg = script.settings(script.CASES["eager"], (480, 832))
+    peak = Planner(cfg, backbone_configs(cfg.backbone.path), chosen_gpu("h200")[0]).step().trace.peak.total
+    assert peak == pytest.approx(recorded["planned"]["peak_bytes"], rel=0.01)
