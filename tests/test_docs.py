@@ -18,7 +18,7 @@ from ivedit.config.compose import compose
 from ivedit.sweeping.resolve import resolve
 from tests.pages import ROOT, anchors, commands, files, links, read
 
-FOLDERS = ("docs", "experiments", "sweeps")
+FOLDERS = ("docs", "experiments", "sweeps", "benchmarks")
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))]
