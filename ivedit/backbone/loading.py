@@ -109,16 +109,16 @@ def _check_index(folder: Path, index: dict[str, Any], components: Sequence[str])
 def _require_safetensors(folder: Path, part: str) -> None:
     if not any((folder / part).glob("*.safetensors")):
         raise IveditError(f"{folder}/{part} holds no .safetensors weights; pickled weights are not loaded")
+    missing = missing_weights(folder, part)
+    if missing:
+        more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
+        raise IveditError(f"{folder} is incomplete: {', '.join(missing[:2])}{more} is missing; fetch it again")
     for file in (folder / part / name for name in weight_files(folder, part)):
         try:
             with safe_open(file, framework="pt"):  # compares the header with the file's length, reads no weight
                 pass
         except (SafetensorError, OSError) as error:
             raise IveditError(f"{file} cannot be read ({error}); fetch it again") from error
-    missing = missing_weights(folder, part)
-    if missing:
-        more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
-        raise IveditError(f"{folder} is incomplete: {', '.join(missing[:2])}{more} is missing; fetch it again")
 
 
 @dataclass(frozen=True)
