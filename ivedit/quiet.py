@@ -21,8 +21,9 @@ _TRAINER_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
 _ON_PURPOSE = (
     "in eval mode at the start", "does not have many workers", "is not resumable", "GPU available but not used",
     "treespec, LeafSpec", "overridden `transfer_batch_to_device`",
+    "AccumulateGrad node's stream does not match",  # of DDP on GPUs: Lightning builds it on a stream of its own
 )  # fmt: skip
-"""What Lightning warns of and this package does on purpose."""
+"""What is warned of during training and done on purpose."""
 
 
 @contextmanager
