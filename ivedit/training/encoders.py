@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ivedit.backbone import Backbone
@@ -22,6 +23,7 @@ from ivedit.backbone.parts import bring, drop
 from ivedit.data.cache import DiskTexts
 from ivedit.data.shards import Shards, cache_folder, text_key
 from ivedit.data.text import TextStates
+from ivedit.ranks import find_ranks
 from ivedit.runfolder import write_json_atomic
 
 __all__ = ["ENCODERS", "Encoders"]
@@ -54,7 +56,13 @@ class Encoders:
         self.backbone = backbone
         self._on_disk = cfg.data.cache == "disk"
         digest = _Remembered(Path(cfg.data.cache_dir) / _MEMO) if self._on_disk else file_state
+        together = self._on_disk and torch.distributed.is_available() and torch.distributed.is_initialized()
+        first = find_ranks().local == 0
+        if together and not first:
+            torch.distributed.barrier()  # the first rank of this machine reads the files, the others what it found
         self.fingerprint = encoder_files_fingerprint(backbone.origin.path, backbone.origin.dtype, digest)
+        if together and first:
+            torch.distributed.barrier()
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(B, T, 3, H, W) in [0, 1] to latents (B, Z, F, h, w); loads the VAE if it is not there."""

@@ -6,6 +6,8 @@ import contextlib
 import gc
 import io
 import json
+import multiprocessing
+import os
 import re
 import shutil
 import weakref
@@ -19,6 +21,7 @@ from ivedit.backbone.parts import bring, drop
 from ivedit.config import load
 from ivedit.errors import IveditError
 from ivedit.run import main
+from ivedit.training import encoders
 from ivedit.training.encoders import Encoders
 from tests.backbone.tiny import save_pipeline, tiny_backbone
 
@@ -94,6 +97,31 @@ def test_another_encoder_or_another_type_of_its_weights_is_another_fingerprint(f
     assert fingerprint(copy) != plain
     (here / "cache" / "encoders.json").write_text("{damaged")
     assert fingerprint(folder) == plain
+
+
+def _recognise(rank: int, folder: Path, place: Path) -> None:
+    """One of two ranks of a machine, which writes down the files that it has read whole, and the fingerprint."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meeting", rank=rank, world_size=2)
+    read: list[str] = []
+    digest = encoders.file_digest
+    encoders.file_digest = lambda path: read.append(str(path)) or digest(path)
+    cfg = load("imvideoedit", f"backbone={folder}", "data.cache=disk", f"data.cache_dir={place / 'cache'}")
+    found = Encoders(cfg, Backbone.load(folder, components=())).fingerprint
+    (place / f"{rank}.json").write_text(json.dumps([read, found]))
+    torch.distributed.destroy_process_group()
+
+
+def test_the_encoders_files_are_read_by_one_rank_of_a_machine(folder, tmp_path):
+    start = multiprocessing.get_context("fork").Process
+    ranks = [start(target=_recognise, args=(rank, folder, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    (read, first), (again, second) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert read and not again and first == second
 
 
 def test_a_dropped_part_frees_its_memory_and_comes_back_the_same(folder):
