@@ -104,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(given: argparse.Namespace) -> None:
-    """Refuse options that do not go together. Raises ConfigError with all of them."""
-    problems = []
+    """Refuse places that are not there and options that do not go together. Raises ConfigError with all of them."""
+    problems = [f"{path} does not exist" for path in given.source if not path.exists()]
     if given.sweep and (given.source or given.imported or given.arms):
         problems.append("--sweep reads from MLflow: leave out folders, --import and --arms")
     if not given.sweep and not given.source:

@@ -144,7 +144,6 @@ def test_mistakes_are_told_in_plain_lines(make_run, tmp_path, capsys):
     run = str(make_run("imvideoedit", 21).path)
     for arguments, message in [
         ([tmp_path / "empty"], "no run folder, no record"),
-        ([run, tmp_path / "nowhere"], "nowhere does not exist"),
         ([tmp_path / "other.json"], "nothing to report"),
         ([tmp_path / "old.json"], "no record of this version"),
         ([tmp_path / "bad.json"], "cannot read the record"),
@@ -153,10 +152,14 @@ def test_mistakes_are_told_in_plain_lines(make_run, tmp_path, capsys):
         ([run, "--update", tmp_path / "none.md"], "cannot read"),
         (["--import", tmp_path / "empty"], "is not a run folder"),
         (["--import", tmp_path / "empty"], "nothing to import"),
-        (["--import", tmp_path / "nowhere"], "nowhere does not exist"),
     ]:
         assert main([str(a) for a in arguments]) == 1
         assert message in capsys.readouterr().err
+    # Not 1, with which --check tells that a page is stale; and nothing of the rest is imported or printed.
+    for option in ([], ["--import"], ["--check", str(tmp_path / "README.md")]):
+        assert main([*option, run, str(tmp_path / "nowhere"), str(tmp_path / "gone")]) == 2
+        said, err = capsys.readouterr()
+        assert not said and "nowhere does not exist" in err and "gone does not exist" in err
 
 
 def test_what_lies_beside_the_runs_is_skipped_by_name(make_run, tmp_path, capsys):

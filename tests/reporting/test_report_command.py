@@ -112,7 +112,7 @@ def test_mistakes_are_told_in_plain_lines(folder, tmp_path, capsys):
         ([str(folder), "--out", str(tmp_path / "file" / "x.md")], 1, "name another place with --out"),
         ([str(folder), "--plots", str(tmp_path / "file")], 1, "cannot write plots into"),
         ([str(next((folder / "runs").iterdir())), "--plots", str(tmp_path / "p")], 2, "make runs of several seeds one"),
-        (["--arms", str(tmp_path / "nowhere")], 1, "nowhere does not exist"),
+        (["--arms", str(tmp_path / "nowhere")], 2, "nowhere does not exist"),
         (["--arms", str(tmp_path / "page.md")], 1, "no run of runs has been evaluated yet"),
     ]:
         assert main(arguments) == code, arguments
