@@ -178,7 +178,7 @@ class Arm:
             steps = (given.windows + 1) * given.window
             return self.run(
                 given.backbone, layers=layers, strategy="auto", batch=given.batch, steps=steps, every=given.window,
-                compiled=not given.eager,
+                compiled=not given.eager and self.device.type == "cuda",
             )  # fmt: skip
         if name == "memory":
             large, layers = (given.backbone, 2) if given.small else (given.large, given.large_layers)
@@ -207,7 +207,7 @@ class Arm:
         cfg = load(
             experiment, *NO_DATA, f"train.devices={world}", f"train.batch_size={batch}",
             f"train.accumulate={accumulate}", f"train.strategy={strategy}", f"train.accelerator={given.device}",
-            "train.capture=off", f"train.compile={'auto' if compiled else 'off'}", f"train.log_every={every}",
+            "train.capture=off", f"train.compile={'on' if compiled else 'off'}", f"train.log_every={every}",
             f"train.max_steps={steps}", "train.warmup_steps=2",
             "flow.change_share=0", *(["editor.width=128"] if given.small else []),
         )  # fmt: skip

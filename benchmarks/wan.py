@@ -15,7 +15,7 @@ Published backbones with random weights of true size (cost, memory and gradients
 - sprites: the framework beside a bare loop where steps are short, batch 64.
 
 The bare loop (`wan_overhead.py`) is the same compiled and captured step with clipping, optimiser and averaging, without
-Trainer, schedule, draws by seed, logging, progress and data module. Counted operations are those of forward and
+Trainer, schedule, draws by seed, metrics, progress and data module. Counted operations are those of forward and
 backward passes, without the optimiser; recomputing is not counted.
 """
 

@@ -1,6 +1,6 @@
 """What the framework costs over a bare loop, window by window: a part of `wan.py`.
 
-Between two windows of the real training (Trainer, schedule, draws by seed, logging, progress, data module) a bare loop
+Between two windows of the real training (Trainer, schedule, draws by seed, metrics, progress, data module) a bare loop
 takes as many steps: the next of a few batches that are held, noise and times drawn on the device, then the training's
 own captured step, clipping, optimiser and averaging. Both run the very same graph over the same weights in the same
 process, seconds apart. Each window of the framework is compared with the mean of the bare ones before and behind it, so
