@@ -73,9 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return refuse(error)
     except IveditError as error:
+        from ivedit.planning.shortage import MemoryShortage
+
         print(f"error: {error}", file=sys.stderr)
-        if advice := getattr(error, "advice", None):  # memory ran out
-            print(advice(), file=sys.stderr)
+        if isinstance(error, MemoryShortage):
+            print(error.advice(), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; no file was finished", file=sys.stderr)
