@@ -46,8 +46,8 @@ class _Root(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
-    def forward(self) -> None:
-        """Nothing to compute."""
+    def forward(self, some: torch.Tensor) -> None:
+        """Nothing to compute; before torch 2.13, FSDP fails on a GPU where a module is called without arguments."""
 
 
 class Sharding:
@@ -67,7 +67,7 @@ class Sharding:
         fully_shard(self._root, mesh=mesh)
         for chain in (self._frozen, [self._trained[index] for index in sorted(self._trained)]):
             _prefetch(chain)
-        self._root()
+        self._root(torch.empty(0))
 
     def source(self, index: int, call: Call, stream: torch.Tensor) -> Any:
         """``call(stream)`` with block ``index`` put together; its edit modules stay apart."""
