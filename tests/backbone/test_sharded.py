@@ -15,9 +15,12 @@ from tests.backbone.tiny import tiny_backbone
 def test_fsdp_calls_nothing_without_an_argument_which_torch_before_2_13_refuses_on_a_gpu(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     called: list[tuple[str, int]] = []
-    handle = register_module_forward_pre_hook(
-        lambda module, args: called.append((type(module).__name__, len(args))) if isinstance(module, FSDPModule) else None
-    )
+
+    def note(module: torch.nn.Module, args: tuple) -> None:
+        if isinstance(module, FSDPModule):
+            called.append((type(module).__name__, len(args)))
+
+    handle = register_module_forward_pre_hook(note)
     try:
         backbone = tiny_backbone(blocks=2)
         latents, sigma = torch.randn(1, 4, 1, 4, 4), torch.tensor([0.5])
