@@ -201,9 +201,10 @@ def _recorded(cfg: Config, run: RunFolder, others: Sequence[subprocess.Popen[byt
         reason = "; ".join(error.problems) if isinstance(error, ConfigError) else _one_line(error)
         if not _is_first():
             tell_failure(find_ranks(), reason)
-        elif told := vigil.reason or failure_told():  # this rank's own error is then only that another is gone
-            reason = told
-        _write_traceback(run)
+        elif (told := vigil.reason or failure_told()) and not told.endswith(reason):
+            reason = told  # this rank's own error is then only that another is gone
+        if _is_first() or not isinstance(error, ConfigError):  # rank 0 says that one, in one line
+            _write_traceback(run)
         end("FAILED", reason)
         _say_error(f"run failed: {reason} [run folder: {run.path}, traceback in its log.txt]")
         if isinstance(error, MemoryShortage):
@@ -314,7 +315,7 @@ def _edit(cfg: Config, run: RunFolder, tracker: Tracker) -> None:
         rows = {cfg.name: load_editor(outcome.editor_file, backbone, map_location=device)}
         for row, place in cfg.evaluation.editors.items():
             rows[row] = load_editor(place, backbone, map_location=device, warn=log.warning)
-        log.info("evaluating on %d held-out clips ...", cfg.evaluation.clips)
+        log.info("evaluating on %d held-out sprite clips ...", cfg.evaluation.clips)
         evaluate(cfg, backbone, rows, run, tracker)
         table = run.path / "results.md"
         if table.is_file():

@@ -142,6 +142,16 @@ def wait_for(path: Path, *processes: subprocess.Popen[str]) -> Path:
 
 
 @pytest.mark.slow
+def test_what_is_wrong_for_all_ranks_is_told_once_in_one_line(tmp_path: Path):
+    process = start([*settings(tmp_path), "data.validation_pairs=1"], tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 2, err
+    told = [line for line in err.splitlines() if "data.validation_pairs" in line]
+    assert len(told) == 1 and told[0].startswith("run failed: data.validation_pairs: 2 devices need"), err
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_task_of_srun_stops_all_in_order_and_a_rank_that_dies_later_fails_the_run(tmp_path: Path):
     arguments = [*settings(tmp_path), "train.strategy=fsdp"]
     step = {

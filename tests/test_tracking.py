@@ -251,6 +251,7 @@ def test_other_ranks_change_nothing(tmp_path, monkeypatch):
     cfg, run, _ = started(tmp_path, kind="none")
     before = sorted(run.path.rglob("*"))
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     tracker = make_tracker(cfg, run)
     assert isinstance(tracker, SilentTracker)
     work_on = [

@@ -160,11 +160,13 @@ def _results(record: Record) -> list[str]:
     ]
     sampling, limits, count = found["sampling"], found["thresholds"], len(found["clips"])
     kinds = sorted({clip["operation"] for clip in found["clips"]})
+    # A run is evaluated on sprites, whatever it was trained on.
+    world = "" if record.sprites else " of the procedural sprite world, not of its training data"
     return [
         "## Results",
         "",
         *_wrap(
-            f"{count} held-out clips (split `{found['split']}`) of {found['frames']} frames (kinds of edit:",
+            f"{count} held-out clips (split `{found['split']}`{world}) of {found['frames']} frames (kinds of edit:",
             f"{', '.join(kinds)}); {sampling['steps']} {sampling['scheduler']} steps,",
             f"guidance {sampling['guidance']:g}.",
             f"Success: edited region above {limits['edited_db']:g} dB and kept region",

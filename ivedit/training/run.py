@@ -98,7 +98,9 @@ def train(cfg: Any, backbone: Backbone, editor: Editor, datamodule: Any, run: An
     )  # fmt: skip
     trainer = build_trainer(cfg, run, tracker, max_steps=steps)
     if tracker is not None:
-        tracker.log_params({"trained_parameters": parameter_count(editor), "steps": steps})
+        tracker.log_params(
+            {"trained_parameters": parameter_count(editor), "steps": steps, "training_pairs": datamodule.training_pairs}
+        )
 
     def batches(position: int) -> Iterator[Any]:
         datamodule.set_micro_batches(position)

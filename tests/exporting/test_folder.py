@@ -95,6 +95,12 @@ def test_an_editor_that_was_not_evaluated_says_so_and_real_data_get_no_licence_a
     assert stored["config"]["backbone"]["path"] == stored["export"]["base_model"] == header["base_model"]
 
 
+def test_results_on_sprites_are_not_taken_for_results_on_the_training_data(wan, tmp_path):
+    run = make_run(tmp_path, *wan, reader="folder")
+    _, body = card_of(export_editor(read_run(run), tmp_path / "out", Wishes()))
+    assert "clips (split `val` of the procedural sprite world, not of its training data)" in " ".join(body.split())
+
+
 def test_a_short_name_becomes_the_hubs_name(wan, tmp_path):
     record = read_run(make_run(tmp_path, "wan2.1_1.3b", wan[1]))
     assert record.base_model() == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"

@@ -292,7 +292,9 @@ def test_an_exported_editor_says_how_it_was_trained(tmp_path):
     outcome, _, _ = run_edit(tmp_path, edit_config(epochs=1))
     extra = read_editor_header(outcome.editor_file)["extra"]
     assert extra["step"] == 6 and extra["config"]["text"]["target"] == "instruction"
-    assert extra["config"]["data"] == {"reader": "sprites", "height": 16, "width": 16}
+    assert extra["pairs"] == 24 and extra["config"]["data"] == {
+        "reader": "sprites", "height": 16, "width": 16, "buckets": [],
+    }  # fmt: skip
 
 
 def test_no_steps_export_the_editor_as_it_is(tmp_path):
