@@ -84,9 +84,12 @@ class StreamDataModule(PairDataModule):
         self._pairs = self._count(files.kind, files.files, 0 if apart else len(rows))
         needed = self.cfg.train.batch_size * self.world
         if self._pairs < needed or len(rows) < self.world:
+            used_up = not apart and self._pairs < min(needed, data.pairs)
+            lower = "; lower data.validation_pairs, which are the first of the stream" if used_up else ""
             raise ConfigError(
                 f"data.pairs: train.batch_size={self.cfg.train.batch_size} on {self.world} device(s) needs {needed} "
                 f"training pairs and {self.world} for validation, but the stream has {self._pairs} and {len(rows)}"
+                + lower
             )
         refuse_videos(rows, "none")
         reader = self._reader(rows)

@@ -251,6 +251,8 @@ def test_what_cannot_be_streamed_says_so(tmp_path, hub):
         module(hub, min_scores={"o_score": 1}).setup()
     with pytest.raises(ConfigError, match=r"columns\.source"):
         module(hub, columns={"source": "before"}).setup()
-    with pytest.raises(ConfigError, match="needs 4 training pairs"):
+    with pytest.raises(ConfigError, match=r"needs 4 training pairs.* has 3 and 2$"):
         module(hub, pairs=3).setup()
+    with pytest.raises(ConfigError, match=r"has 0 and 30; lower data\.validation_pairs"):
+        module(hub, validation_pairs=512).setup()
     assert isinstance(module(hub), StreamDataModule) and not isinstance(module(hub, streaming=False), StreamDataModule)
