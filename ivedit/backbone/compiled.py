@@ -31,6 +31,8 @@ def compiled(unit: F, backend: str = "inductor") -> F:
     The code that was compiled is kept on disk by torch (TORCHINDUCTOR_CACHE_DIR), so that runs and the children of a
     sweep share it.
     """
+    # Inside DDP, dynamo would cut each graph where a bucket of gradients is full. A block's own end is as good a place.
+    torch._dynamo.config.optimize_ddp = False
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
     return cast(F, torch.compile(unit, backend=backend, dynamic=False))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._inductor import config as inductor
 
+from ivedit.backbone.compiled import compiled as compile_unit
 from ivedit.backbone.compiled import sampling_compiles
 from ivedit.config.schema import Config
 from ivedit.errors import IveditError
@@ -35,6 +36,35 @@ def test_compiling_is_chosen_for_a_large_backbone_on_a_gpu(monkeypatch):
 def test_sampling_is_compiled_where_it_is_asked_for():
     assert sampling_compiles("on", tiny_backbone(blocks=1))
     assert not any(sampling_compiles(setting, tiny_backbone(blocks=1)) for setting in ("auto", "off"))
+
+
+def test_a_block_compiled_in_ddp_is_one_graph_whatever_the_buckets_of_gradients(tmp_path):
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(400, 400) for _ in range(6))
+
+        def forward(self, x):
+            return compile_unit(run_layers, graphs)(self.layers, x)
+
+    found = []
+
+    def graphs(graph, inputs):
+        found.append(graph)
+        return graph.forward
+
+    def run_layers(layers, x):
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        ddp = torch.nn.parallel.DistributedDataParallel(Block(), bucket_cap_mb=1)
+        ddp(torch.randn(2, 400)).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(found) == 1 and all(p.grad is not None for p in ddp.parameters())
 
 
 @pytest.fixture
