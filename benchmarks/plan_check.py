@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     earlier = together(given.measured) if given.measured else None
     import torch
 
-    from ivedit.planning.report import chosen_gpu
+    from ivedit.planning.gpus import chosen_gpu
 
     device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     gpu, how = chosen_gpu(given.gpu)

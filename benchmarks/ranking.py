@@ -190,7 +190,7 @@ def page(record: dict[str, Any], pictures: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sprites", type=int, default=44, help="sprite scenes (default: 44)")
-    parser.add_argument("--real", type=int, default=24, help="clips of real media (default: 24)")
+    parser.add_argument("--real", type=int, default=40, help="clips of real media (default: 40)")
     parser.add_argument("--record", type=Path, help="write the numbers here")
     parser.add_argument("--pictures", type=Path, help="write the pictures into this folder")
     parser.add_argument("--from", dest="stored", type=Path, help="take the numbers from this record")

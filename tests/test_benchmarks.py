@@ -148,7 +148,7 @@ def test_a_machine_that_slows_down_is_not_taken_for_the_frameworks_overhead():
 def test_what_the_plan_says_today_is_what_stands_beside_the_measurement():
     from ivedit.planning.backbones import backbone_configs
     from ivedit.planning.estimate import Planner
-    from ivedit.planning.report import chosen_gpu
+    from ivedit.planning.gpus import chosen_gpu
 
     script = loaded("plan_check")
     recorded = json.loads((ROOT / "benchmarks" / "records" / "plan_check_h200.json").read_text())["cases"]["eager"]

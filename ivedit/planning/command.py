@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ivedit.errors import ConfigError
+from ivedit.planning.gpus import Gpu, chosen_gpu
 from ivedit.quiet import no_collecting
 from ivedit.runfolder import write_json_atomic
 
@@ -29,22 +30,22 @@ def plan(cfg: Any, gpu: str = "", json_file: str | None = None) -> str:
         raise ConfigError(f"--plan: task={cfg.task} cannot be planned, only task=edit; leave out --plan")
     if json_file is not None and not Path(json_file).expanduser().absolute().parent.is_dir():
         raise ConfigError(f"--plan-json: {json_file} cannot be written, its folder does not exist")
+    chosen, how = chosen_gpu(gpu)  # before anything heavy is imported
     with no_collecting():  # neither while libraries are imported nor among a plan's million short-lived objects
-        values, text = _planned(cfg, gpu)
+        values, text = _planned(cfg, chosen, how)
     if json_file is not None:
         write_json_atomic(Path(json_file).expanduser(), values)
     return text
 
 
-def _planned(cfg: Any, gpu: str) -> tuple[dict[str, Any], str]:
-    from ivedit.planning.report import chosen_gpu, plan_text, plan_values
+def _planned(cfg: Any, gpu: Gpu, how: str) -> tuple[dict[str, Any], str]:
+    from ivedit.planning.report import plan_text, plan_values
 
-    chosen, how = chosen_gpu(gpu)
     logger = logging.getLogger("ivedit")
     before = logger.level
     logger.setLevel(logging.ERROR)  # a plan tries settings; what they would warn of is not news
     try:
-        values = plan_values(cfg, chosen)
+        values = plan_values(cfg, gpu)
     finally:
         logger.setLevel(before)
     return values, plan_text(values, how)

@@ -10,7 +10,7 @@ import yaml
 
 from ivedit.errors import ConfigError, or_nearest
 
-__all__ = ["Gpu", "detected_gpu", "gpu_named", "gpu_names"]
+__all__ = ["Gpu", "chosen_gpu", "detected_gpu", "gpu_named", "gpu_names"]
 
 _TABLE = Path(__file__).resolve().parent / "gpus.yaml"
 DEFAULT = "h200"
@@ -92,3 +92,16 @@ def detected_gpu() -> Gpu | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return next((gpu for gpu in _table().values() if found and gpu.match.lower() in found[0].lower()), None)
+
+
+def chosen_gpu(name: str) -> tuple[Gpu, str]:
+    """The GPU named, else the one in this machine, else an H200; and how it was chosen.
+
+    Raises:
+        ConfigError: There is no GPU of that name in the table.
+    """
+    if name:
+        return gpu_named(name), "named"
+    if found := detected_gpu():
+        return found, "found by nvidia-smi"
+    return gpu_named(DEFAULT), "none found here, so this one is taken; --plan NAME names another"

@@ -7,11 +7,11 @@ from typing import Any
 from ivedit.data.buckets import largest_size
 from ivedit.planning.backbones import backbone_configs
 from ivedit.planning.estimate import CONTEXT, DDP_SHARE, RESERVE, WORDS, Planner, Step, steps_of_run
-from ivedit.planning.gpus import DEFAULT, Gpu, detected_gpu, gpu_named
+from ivedit.planning.gpus import Gpu
 from ivedit.planning.levers import levers
 from ivedit.planning.simulate import PARTS
 
-__all__ = ["chosen_gpu", "gibibytes", "lever_lines", "plan_text", "plan_values"]
+__all__ = ["gibibytes", "lever_lines", "plan_text", "plan_values"]
 
 _TITLES = {
     "frozen": "frozen weights",
@@ -25,19 +25,6 @@ _TITLES = {
     "activations": "activations kept for the backward pass",
     "working": "working tensors",
 }
-
-
-def chosen_gpu(name: str) -> tuple[Gpu, str]:
-    """The GPU named, else the one in this machine, else an H200; and how it was chosen.
-
-    Raises:
-        ConfigError: There is no GPU of that name in the table.
-    """
-    if name:
-        return gpu_named(name), "named"
-    if found := detected_gpu():
-        return found, "found by nvidia-smi"
-    return gpu_named(DEFAULT), "none found here, so this one is taken; --plan NAME names another"
 
 
 def plan_values(cfg: Any, gpu: Gpu) -> dict[str, Any]:

@@ -115,8 +115,9 @@ class MemoryShortage(IveditError):
             return
         from ivedit.planning.backbones import backbone_configs
         from ivedit.planning.estimate import Planner
+        from ivedit.planning.gpus import chosen_gpu
         from ivedit.planning.levers import levers
-        from ivedit.planning.report import chosen_gpu, gibibytes, lever_lines
+        from ivedit.planning.report import gibibytes, lever_lines
 
         gpu, _ = chosen_gpu("")
         if capacity := _bytes(self.total):

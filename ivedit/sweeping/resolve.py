@@ -130,8 +130,10 @@ class _Sweeping:
         except ConfigError as error:
             self.problems += [f"experiment: {problem} ({given.source('experiment')})" for problem in error.problems]
             return None
+        before = len(self.problems)
         space = spaces.space(given.structures["space"], self.problems)
-        prior = self._read("prior", lambda _, entry, problems: spaces.prior(entry, space, problems), ())
+        varied = space if len(self.problems) == before else None  # what a faulty space holds is not known
+        prior = self._read("prior", lambda _, entry, problems: spaces.prior(entry, varied, problems), ())
         sampler = SamplerSpec(
             value["sampler.name"], value["sampler.seed"], self._read("sampler.options", spaces.options, {})
         )

@@ -276,7 +276,7 @@ def _sampler_faults(
                 f"n_trials={n_trials} ({given.source('n_trials')}): the grid has {points} combinations; "
                 "leave n_trials out to run them all"
             )
-    elif n_trials is None:
+    elif n_trials is None and not any(problem.startswith("n_trials") for problem in given.problems):
         yield f"n_trials: a search with {name} needs its number of trials; write n_trials: 40"
     fixed = sum(isinstance(item, Mapping) for item in prior)
     if n_trials is not None and fixed > n_trials:

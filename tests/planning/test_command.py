@@ -15,8 +15,7 @@ from ivedit.data.datamodule import PairDataModule
 from ivedit.errors import ConfigError
 from ivedit.planning.backbones import backbone_configs
 from ivedit.planning.estimate import Planner
-from ivedit.planning.gpus import detected_gpu, gpu_named, gpu_names
-from ivedit.planning.report import chosen_gpu
+from ivedit.planning.gpus import chosen_gpu, detected_gpu, gpu_named, gpu_names
 from ivedit.run import main
 from tests.backbone.tiny import save_pipeline
 

@@ -24,7 +24,8 @@ from ivedit.editor.side_by_side import SideBySideEditor
 from ivedit.media import write_video
 from ivedit.planning.backbones import backbone_configs
 from ivedit.planning.estimate import Planner
-from ivedit.planning.report import chosen_gpu, gibibytes
+from ivedit.planning.gpus import chosen_gpu
+from ivedit.planning.report import gibibytes
 from ivedit.planning.shortage import MemoryShortage, shortage_told
 from tests.backbone.tiny import save_pipeline
 
@@ -84,8 +85,9 @@ def test_a_run_without_memory_says_where_and_what_each_change_saves(place: Path)
     from ivedit.config import load
     from ivedit.planning.backbones import backbone_configs
     from ivedit.planning.estimate import Planner
+    from ivedit.planning.gpus import chosen_gpu
     from ivedit.planning.levers import levers
-    from ivedit.planning.report import chosen_gpu, gibibytes, lever_lines
+    from ivedit.planning.report import gibibytes, lever_lines
     from ivedit.run import import_plugins
 
     cfg = load("./small.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -42,8 +43,10 @@ def configs_of(backbone: Any) -> BackboneConfigs:
 
 def kept_for_backward(run: Callable[[], torch.Tensor]) -> float:
     """Bytes that a real forward pass leaves allocated while its loss is alive, as the allocator counts them."""
+    gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         loss = run()
+        gc.collect()  # what hangs in cycles is not kept, whenever the collector would have come
     assert loss.requires_grad
     return float(sum(event.self_cpu_memory_usage for event in profile.events()))
 

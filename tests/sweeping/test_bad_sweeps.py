@@ -203,6 +203,12 @@ def test_all_faults_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert any(said in problem for problem in problems), said
 
 
+@pytest.mark.parametrize("fault", ["n_trials=0", "space={train.lr: {low: 3, high: 1}}"])
+def test_a_fault_is_not_told_again_by_what_depends_on_it(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(problems_of(SEARCH, [fault, "prior=[{train.lr: 1e-3}]"], tmp_path)) == 1
+
+
 def test_a_fault_that_all_arms_share_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     problems = problems_of(GRID, ["evaluation.frames=6"], tmp_path)
