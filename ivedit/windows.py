@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ivedit.config.buckets import size_name
 from ivedit.flow import draw_noise
 from ivedit.flow.draws import mix_seed
 
@@ -150,10 +151,11 @@ class Letterbox:
         return _resize(frames[..., rows, columns], self.source)
 
     def __str__(self) -> str:
-        """What was done, in words."""
-        sizes = " -> ".join(f"{width}x{height}" for height, width in (self.source, self.inner))
-        border = f", borders to {self.target[1]}x{self.target[0]}" if self.padded else ""
-        return f"resized {sizes}{border}, and back" if self.source != self.inner else f"kept its size{border}"
+        """What was done, in words; sizes as `--size` takes them."""
+        border = f", borders to {size_name(self.target)}" if self.padded else ""
+        if self.source == self.inner:
+            return f"kept its size, {size_name(self.source)} (height x width){border}"
+        return f"resized {size_name(self.source)} -> {size_name(self.inner)} (height x width){border}, and back"
 
 
 def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:

@@ -64,7 +64,7 @@ def test_a_clip_with_sound_keeps_size_rate_length_and_sound(command, tmp_path):
     source = film_with_sound(tmp_path / "clip.mp4", frames=14, size=(50, 90), seconds=1.0)
     code, out, err = command(source, "make the red circle blue")
     assert code == 0, err
-    assert "clip.mp4: resized 90x50 -> 32x18, borders to 32x32, and back" in out
+    assert "clip.mp4: resized 50x90 -> 18x32 (height x width), borders to 32x32, and back" in out
     assert "14 frames, padded to 17 with the last one" in out and "window" not in out
     edited, beside = read_video(tmp_path / "clip-edited.mp4"), read_video(tmp_path / "clip-edited-side-by-side.mp4")
     original = read_video(source)
@@ -148,7 +148,7 @@ def test_edit_video_takes_the_editors_own_settings_and_writes_what_the_command_w
     done = pipe.edit_video(tmp_path / "clip.mp4", "remove the star", tmp_path / "new" / "o.mp4", scale=0.5, seed=2)
     assert done.side_by_side is None and [path.name for path in (tmp_path / "new").iterdir()] == ["o.mp4"]
     assert done.edited.read_bytes() == (tmp_path / "clip-edited.mp4").read_bytes()
-    assert done.notes == ["clip.mp4: resized 24x40 -> 19x32, borders to 32x32, and back"]
+    assert done.notes == ["clip.mp4: resized 40x24 -> 32x19 (height x width), borders to 32x32, and back"]
     for out, words in (("clip.mp4", "would overwrite the source"), ("o.avi", "is a .mp4 file")):
         with pytest.raises(ConfigError, match=words):
             pipe.edit_video(tmp_path / "clip.mp4", "remove the star", tmp_path / out)

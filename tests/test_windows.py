@@ -123,8 +123,9 @@ def test_edges_come_back_after_the_borders_are_cut_off():
 def test_a_clip_of_the_right_size_is_not_touched_and_that_is_said():
     frames = torch.rand(2, 3, 64, 64)
     box = Letterbox.fit((64, 64), (64, 64))
-    assert torch.equal(box.back(box.into(frames)), frames) and str(box) == "kept its size"
-    assert str(Letterbox.fit((270, 480), (64, 64))) == "resized 480x270 -> 64x36, borders to 64x64, and back"
+    assert torch.equal(box.back(box.into(frames)), frames) and str(box) == "kept its size, 64x64 (height x width)"
+    told = str(Letterbox.fit((270, 480), (64, 96)))
+    assert told == "resized 270x480 -> 54x96 (height x width), borders to 64x96, and back"
 
 
 def test_portraits_are_drawn_upright():

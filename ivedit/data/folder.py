@@ -18,6 +18,7 @@ from PIL import __version__ as pillow_version
 from torch import Tensor
 
 from ivedit.config import Config
+from ivedit.config.buckets import size_name
 from ivedit.data import images
 from ivedit.data.place import Place, state_of
 from ivedit.data.record import BadRecord, PairReader, PairRecord, PairTexts, as_float, register_reader
@@ -120,13 +121,13 @@ class FolderReader(PairReader):
         return source, self._same_size(row, target, source, "target")
 
     def _same_size(self, row: TableRow, image: Image.Image, source: Image.Image, what: str) -> Image.Image:
-        size, other = images.full_size(source), images.full_size(image)
+        size, other = images.full_size(source)[::-1], images.full_size(image)[::-1]
         if other == size:
             return image
         if self.unequal_size == "refuse":
             raise BadRecord(
                 row.texts.id,
-                f"source is {size[0]}x{size[1]} but {what} is {other[0]}x{other[1]}; "
+                f"source is {size_name(size)} but {what} is {size_name(other)} (height x width); "
                 "data.unequal_size=resize would scale it",
             )
         return image.resize(source.size, Image.Resampling.BOX if what == "mask" else Image.Resampling.BICUBIC)

@@ -23,6 +23,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ivedit.config.buckets import size_name
 from ivedit.data.record import BadRecord, PairTexts
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_PIXELS = 64_000_000  # larger images are refused before they are decoded
+_LIMIT = f"{MAX_PIXELS // 10**6} megapixels"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 TRANSFORM = "cover, bicubic, centre crop, 2"  # part of every cache key: change it when pixels change
 
@@ -87,7 +89,7 @@ def decode_image(
         with image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise BadRecord(name, f"is oversized: {width}x{height}, at most {MAX_PIXELS // 10**6} megapixels")
+                raise BadRecord(name, f"is oversized: {size_name((height, width))} (height x width), at most {_LIMIT}")
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise BadRecord(name, "is animated; a pair holds single images")
             if at_least is not None and image.format == "JPEG":
@@ -99,7 +101,7 @@ def decode_image(
             flat.info[_FULL] = (flat.size[0] * shrunk, flat.size[1] * shrunk)
             return flat
     except Image.DecompressionBombError:
-        raise BadRecord(name, f"is oversized: at most {MAX_PIXELS // 10**6} megapixels") from None
+        raise BadRecord(name, f"is oversized: at most {_LIMIT}") from None
     except UnidentifiedImageError:
         raise BadRecord(name, f"is not an image in one of {', '.join(FORMATS)}") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as problem:

@@ -40,7 +40,7 @@ def test_pairs_of_unequal_size_are_refused_or_resized_as_configured(photos):
     Image.open(target).resize((48, 32)).save(target)
     reader = _reader(photos)
     index = [words.id for words in reader.texts(range(len(reader)))].index("p4")
-    with pytest.raises(BadRecord, match=r"source is 96x64 but target is 48x32.*data\.unequal_size=resize"):
+    with pytest.raises(BadRecord, match=r"64x96 but target is 32x48 .height x width.*data\.unequal_size=resize"):
         reader.read(index)
     resized = _reader(photos, unequal_size="resize").read(index)
     assert (resized.source - resized.target).abs().mean() < 0.2
@@ -106,10 +106,19 @@ def test_the_run_stops_when_too_many_pairs_are_broken(caplog):
     guard.note(range(10), [(3, BadRecord("p3 (a.png)", "is empty"))])
     guard.note(range(10), [(3, BadRecord("p3 (a.png)", "is empty"))])
     guard.note([11], [(12, BadRecord("p12 (b.png)", "is damaged"))])
-    message = r"3 of 13 train pairs read \(200 in all\).*bad_share=0.01.*p3 \(a.png\): is empty"
+    message = r"3 of 13 train pairs read \(200 in all\).*bad_share=0.01.*p3 \(a.png\): is empty.*to 0.02 or more"
     with pytest.raises(IveditError, match=message):
         guard.note([], [(13, BadRecord("p13 (c.png)", "is damaged"))])
     assert [record.message for record in caplog.records].count("skipped train pair p3 (a.png): is empty") == 1
+
+
+def test_one_broken_pair_does_not_stop_a_small_set_and_two_do():
+    guard = BadShare(total=50, share=0.01, split="val")
+    guard.note([0, 1], [(1, BadRecord("p1 (a.png)", "is empty"))])
+    with pytest.raises(IveditError, match=r"2 of 4 val pairs read \(50 in all\).*to 0.04 or more"):
+        guard.note([2, 3], [(3, BadRecord("p3 (b.png)", "is empty"))])
+    with pytest.raises(IveditError, match=r"data\.bad_share=0 allows"):
+        BadShare(total=50, share=0.0, split="val").note([1], [(1, BadRecord("p1 (a.png)", "is empty"))])
 
 
 def test_a_share_of_one_bears_everything_but_nothing_readable(photos):

@@ -78,7 +78,7 @@ def test_the_code_on_the_card_edits_a_file(exported, wan, tmp_path, monkeypatch,
         code = code.replace(f'"{word}"', repr(str(stands_for)))
     exec(code)
     assert read_video("edited.mp4").pixels.shape == (5, 3, 16, 32)
-    assert "clip.mp4: resized 32x16" in capsys.readouterr().out
+    assert "clip.mp4: resized 16x32 ->" in capsys.readouterr().out
 
 
 def test_an_editor_that_was_not_evaluated_says_so_and_real_data_get_no_licence_and_no_pictures(wan, tmp_path):
