@@ -27,6 +27,7 @@ from ivedit.errors import ConfigError, IveditError
 __all__ = ["RowStream", "Window"]
 
 _BUILDERS = {"parquet": "parquet", "tar": "webdataset"}
+_MIXED = "share the same prefix or the same types"  # HF `datasets`' words about a shard's first samples
 # file: its number in the epoch's order; row: rows of it read; state: HF `datasets`' own; again: passes over all files.
 Place = dict[str, Any]
 
@@ -119,7 +120,8 @@ class RowStream:
         """Usable rows of one file: (row, rows of the file read so far, the reader's state after it).
 
         Raises:
-            ConfigError: the file cannot be read, or lacks a column.
+            ConfigError: the file cannot be streamed, or lacks a column.
+            IveditError: it cannot be read on.
         """
         name = Path(file).name
         scores = Scores(self.min_scores)
@@ -147,6 +149,12 @@ class RowStream:
             raise
         except Exception as problem:  # of the network, of the file, of HF `datasets`: each has its types
             what = (str(problem).splitlines() or [type(problem).__name__])[0]
+            if self.files.kind == "tar" and _MIXED in what:
+                raise ConfigError(
+                    f"data.streaming: {name!r} cannot be streamed, because its samples differ in kinds of files (png "
+                    "here, jpg there, or one is missing); set data.streaming=false, which reads any mix, or write the "
+                    "same kinds in every sample"
+                ) from problem
             raise IveditError(f"data.path: {name!r} cannot be read on as a stream: {what}") from problem
 
     def _wanted(self, file: str) -> list[str] | None:

@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ivedit.data.preset import Preset, load_preset
@@ -28,6 +28,7 @@ _KINDS = {
     ".parquet": "parquet", ".tar": "tar", ".csv": "table", ".jsonl": "table", ".ndjson": "table", ".json": "table",
 }  # fmt: skip
 _BUILDERS = {"parquet": "parquet", "webdataset": "tar", "csv": "table", "json": "table"}
+_VALIDATION = ("validation", "val", "valid", "dev")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[^/]+)/(?P<path>.+)")
 
@@ -58,11 +59,23 @@ class SetFiles:
         kind: parquet, tar or table.
         root: Directory that paths in tables and cells are relative to, and must stay inside.
         files: In the split's order, local paths or files of the hub.
+        beside: Files of the set's validation split by its name, where there is one besides this split.
     """
 
     kind: str
     root: Path
     files: list[str]
+    beside: tuple[str, list[str]] | None = None
+
+    def say_unused(self) -> None:
+        """Log that validation files lie there and are not used: for whoever holds out pairs of this split instead."""
+        if self.beside is not None:
+            split, files = self.beside
+            more = f" and {len(files) - 1} more are" if len(files) > 1 else " is"
+            log.info(
+                "%s%s not used: some training pairs are held out for validation; data.validation_split=%s takes the "
+                "validation pairs from there", PurePosixPath(files[0]).name, more, split,
+            )  # fmt: skip
 
     def paths(self) -> Iterator[Path]:
         """Each file as a local path, fetched from the hub when it is asked for."""
@@ -149,7 +162,8 @@ def _of_builder(plan: SetPlan, split: str, root: Path | None) -> SetFiles:
         strange = [file for file in files if not Path(file).resolve().is_relative_to(root)]
     if strange:
         raise ConfigError(f"data.path: {plan.place!r} names files outside itself, e.g. {strange[0]!r}")
-    return SetFiles(kind, root or Path("/"), files)
+    beside = next((name for name in by_split if name != split and name.lower() in _VALIDATION), None)
+    return SetFiles(kind, root or Path("/"), files, None if beside is None else (beside, by_split[beside]))
 
 
 def _fetch(file: str) -> Path:

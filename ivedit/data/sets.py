@@ -185,6 +185,8 @@ def _from_config(cfg: Config, split: str, *, device: Any = "cpu") -> SetReader:
     name = plan.validation_split if split != "train" and plan.validation_split is not None else plan.split
     files = find_files(plan, name, data.table)
     most = data.pairs + data.validation_pairs if held_out else wanted
+    if held_out and split == "train":
+        files.say_unused()
     rows = read_set(files, plan.columns, Scores(data.min_scores), most)
     if held_out:
         # Without a `split` column only these rows are looked at, so that a few files of a large set are enough.

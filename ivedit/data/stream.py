@@ -75,6 +75,8 @@ class StreamDataModule(PairDataModule):
             "min_scores": data.min_scores, "seed": self.cfg.seed, "window": data.shuffle_buffer,
         }  # fmt: skip
         apart = plan.validation_split is not None
+        if not apart:
+            files.say_unused()
         checked = find_files(plan, plan.validation_split) if plan.validation_split is not None else files
         front = _in_order(RowStream(checked, plan.columns, **settings))
         rows = list(itertools.islice(front, data.validation_pairs))

@@ -91,13 +91,15 @@ def test_a_hubs_layout_is_read_by_its_splits(tmp_path, set_rows, set_config):
         build_reader(set_config(tmp_path / "hub [1]"), "train")
 
 
-def test_files_named_after_splits_need_no_header(tmp_path, photos, set_rows, set_config):
+def test_files_named_after_splits_need_no_header(tmp_path, photos, set_rows, set_config, caplog):
+    caplog.set_level("INFO", "ivedit")
     for row in set_rows:
         del row["split"]
     write_parquet(tmp_path / "set" / "train.parquet", set_rows[:9])
     write_parquet(tmp_path / "set" / "validation.parquet", set_rows[9:])
     cfg = set_config(tmp_path / "set", validation_split="validation")
     assert len(build_reader(cfg, "train")) == 9 and len(build_reader(cfg, "val")) == 2
+    assert "not used" not in caplog.text
     # Tables without ids, in several files of a split.
     for part in (0, 1):
         half = photos.rows[6 * part : 6 * part + 6]
@@ -109,6 +111,11 @@ def test_files_named_after_splits_need_no_header(tmp_path, photos, set_rows, set
     held = {name for name, _ in everything(build_reader(set_config(tmp_path / "set", validation_pairs=1), "val"))}
     rest = {name for name, _ in everything(build_reader(set_config(tmp_path / "set", validation_pairs=1), "train"))}
     assert len(held) == 1 and len(rest) == 8 and not held & rest
+    unused = [line for line in caplog.messages if "not used" in line]
+    assert unused == [
+        "validation.parquet is not used: some training pairs are held out for validation; "
+        "data.validation_split=validation takes the validation pairs from there"
+    ]
 
 
 def test_pairs_of_one_group_are_never_divided(tmp_path, set_rows, set_config):

@@ -16,7 +16,7 @@ from ivedit.data.stream import StreamDataModule, pair_data
 from ivedit.errors import ConfigError, IveditError
 
 from .conftest import PhotoFolder, ToyEncoders
-from .setfiles import pair_rows, tar_members, write_hub_layout, write_tar
+from .setfiles import pair_rows, tar_members, write_hub_layout, write_parquet, write_tar
 
 COUNT = 30
 
@@ -242,11 +242,22 @@ def test_a_stream_that_changed_is_not_continued(tmp_path, hub):
         module(hub, pairs=16).load_state_dict(state)
 
 
-def test_what_cannot_be_streamed_says_so(tmp_path, hub):
+def test_what_cannot_be_streamed_or_is_not_used_says_so(tmp_path, hub, caplog):
     photos, _, _ = hub
     photos.write("t.jsonl")
     with pytest.raises(ConfigError, match="cannot be streamed"):
         module(hub, path=str(photos.root / "t.jsonl")).setup()
+    for split, file in (("train", 7), ("valid", 2), ("test", 1)):
+        write_parquet(tmp_path / "set" / f"{split}.parquet", hub.rows[:file])
+    caplog.set_level("INFO", "ivedit")
+    module(hub, path=str(tmp_path / "set"), pairs=4).setup()
+    assert "valid.parquet is not used" in caplog.text and "data.validation_split=validation takes" in caplog.text
+    members = tar_members([{**row, "instruction": "x"} for row in hub.rows[:3]])
+    mixed = [(name.replace("00001.source.png", "00001.source.jpg"), data) for name, data in members]
+    message = r"'mixed.tar' cannot be streamed, because its samples differ in kinds.*set data\.streaming=false"
+    with pytest.raises(ConfigError, match=message):
+        module(hub, path=str(write_tar(tmp_path / "mixed.tar", mixed))).setup()
+    assert len(build_reader(module(hub, path=str(tmp_path / "mixed.tar"), streaming=False).cfg, "train")) == 2
     with pytest.raises(ConfigError, match="no column 'o_score'"):
         module(hub, min_scores={"o_score": 1}).setup()
     with pytest.raises(ConfigError, match=r"columns\.source"):
