@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ivedit.backbone.published import Published, published, published_names
-from ivedit.errors import IveditError
+from ivedit.config.wan_folder import CONFIG_FILES, require_index
+from ivedit.errors import ConfigError, IveditError
 
 __all__ = ["missing_files", "missing_weights", "resolve_folder", "weight_files"]
 
 logger = logging.getLogger("ivedit.backbone")
 
 SHIPPED = "wan-sprites"
-_CONFIGS = ("model_index.json", "scheduler/scheduler_config.json", "vae/config.json", "transformer/config.json")
 
 
 def resolve_folder(path: str | Path, components: Sequence[str]) -> Path:
@@ -39,11 +39,10 @@ def resolve_folder(path: str | Path, components: Sequence[str]) -> Path:
         return folder
     folder = Path(path).expanduser()
     if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise IveditError(
-                f"backbone.path: {folder} has no model_index.json; give the folder of a diffusers pipeline "
-                "(the one above transformer/ and vae/)"
-            )
+        try:
+            require_index(folder, str(path))
+        except ConfigError as error:
+            raise ConfigError(f"backbone.path: {error}") from error
         return folder
     if str(path) in published_names():
         known = published(str(path))
@@ -59,7 +58,7 @@ def resolve_folder(path: str | Path, components: Sequence[str]) -> Path:
 
 def missing_files(folder: Path, components: Sequence[str]) -> list[str]:
     """Files that reading these components needs and that are not there, relative to the folder."""
-    missing = [name for name in _CONFIGS if not (folder / name).is_file()]
+    missing = [name for name in CONFIG_FILES if not (folder / name).is_file()]
     for part in components:
         missing += [name for name in (f"{part}/config.json",) if not (folder / name).is_file() and name not in missing]
         missing += missing_weights(folder, part)
@@ -101,7 +100,7 @@ def _from_hub(hub: str, components: Sequence[str], known: Published | None) -> P
     """The hub's cached copy where it is whole, else a download."""
     from huggingface_hub import snapshot_download
 
-    patterns = [*_CONFIGS, "ivedit.json"]
+    patterns = [*CONFIG_FILES, "ivedit.json"]
     for part in components:
         patterns += [f"{part}/*.json", f"{part}/*.safetensors"]
     if "text_encoder" in components:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ivedit.backbone.encoding import decode_pixels, encode_latents, encode_texts
 from ivedit.backbone.identity import bits_digest, weights_digest
-from ivedit.backbone.loading import COMPONENTS, WAN_TEXT_LENGTH, keep_dtype, read_parts, storage_dtype
+from ivedit.backbone.loading import keep_dtype, read_parts, storage_dtype
 from ivedit.backbone.offload import Offload
 from ivedit.backbone.parts import Origin
-from ivedit.backbone.spec import BackboneSpec, Grid, check_transformer_config, flow_shift, vae_factors
+from ivedit.backbone.spec import BackboneSpec, Grid
+from ivedit.config.wan_folder import COMPONENTS, WAN_TEXT_LENGTH, check_transformer_config, flow_shift, vae_factors
 from ivedit.data.text import TextStates
 from ivedit.errors import IveditError
 

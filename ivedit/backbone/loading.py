@@ -6,7 +6,6 @@ safetensors only and no code from the folder is run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +16,14 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ivedit.backbone.folders import missing_weights, resolve_folder, weight_files
-from ivedit.backbone.spec import check_transformer_config, vae_factors
 from ivedit.backbone.weights import keep_dtype, read_transformer
-from ivedit.errors import IveditError
+from ivedit.config.wan_folder import COMPONENTS, FolderConfigs, read_folder
+from ivedit.errors import ConfigError, IveditError
 from ivedit.quiet import no_library_bars
 
 __all__ = [
     "Checked", "Parts", "align", "check_parts", "keep_dtype", "read_parts", "resolve_folder", "storage_dtype",
 ]  # fmt: skip
-
-COMPONENTS = ("transformer", "vae", "text_encoder")
-TEXT_ENCODERS = ("UMT5EncoderModel", "T5EncoderModel")
-# WanPipeline pads to 512 when nothing else is said.
-WAN_TEXT_LENGTH = 512
-
 
 @dataclass
 class Parts:
@@ -70,42 +63,6 @@ def align(module: nn.Module) -> None:
             weight.data = weight.data.clone()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise IveditError(f"{path.parent.parent} is incomplete: {path.parent.name}/{path.name} is missing")
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise IveditError(f"{path} is not valid JSON: {error}") from error
-
-
-def _check_index(folder: Path, index: dict[str, Any], components: Sequence[str]) -> None:
-    """Refuse pipelines of other kinds, two experts, and folders that lack a part."""
-    kind = index.get("_class_name")
-    if kind != "WanPipeline":
-        raise IveditError(f"{folder} is a {kind} folder; only WanPipeline (text-to-video) folders can be a backbone")
-    second = index.get("transformer_2")
-    if second and any(second):
-        raise IveditError(
-            f"{folder} has a second expert (`transformer_2`, Wan2.2 A14B). One expert alone would be silently wrong, "
-            "so it is refused; use Wan2.1-T2V or Wan2.2-TI2V-5B"
-        )
-    if index.get("boundary_ratio") is not None:
-        raise IveditError(
-            f"{folder} switches experts at boundary_ratio = {index['boundary_ratio']} (Wan2.2 A14B), which is refused; "
-            "use Wan2.1-T2V or Wan2.2-TI2V-5B"
-        )
-    wanted = [*components, "scheduler"] + (["tokenizer"] if "text_encoder" in components else [])
-    missing = [part for part in wanted if not (folder / part).is_dir()]
-    if missing:
-        raise IveditError(f"{folder} is incomplete: no {', '.join(missing)} folder")
-    expected = {"transformer": ("WanTransformer3DModel",), "vae": ("AutoencoderKLWan",), "text_encoder": TEXT_ENCODERS}
-    for part in components:
-        declared = (index.get(part) or [None, None])[1]
-        if declared not in expected[part]:
-            raise IveditError(f"{folder}: {part} is declared as {declared}; supported: {', '.join(expected[part])}")
-
-
 def _require_safetensors(folder: Path, part: str) -> None:
     if not any((folder / part).glob("*.safetensors")):
         raise IveditError(f"{folder}/{part} holds no .safetensors weights; pickled weights are not loaded")
@@ -126,10 +83,7 @@ class Checked:
     """A folder that can be run, and its configs."""
 
     folder: Path
-    index: dict[str, Any]
-    scheduler_config: dict[str, Any]
-    vae_config: dict[str, Any]
-    transformer_config: dict[str, Any]
+    configs: FolderConfigs
 
 
 def check_parts(path: str | Path, components: Sequence[str] = COMPONENTS) -> Checked:
@@ -140,21 +94,20 @@ def check_parts(path: str | Path, components: Sequence[str] = COMPONENTS) -> Che
         components: any of transformer, vae, text_encoder (which brings its tokenizer).
 
     Raises:
-        IveditError: anything that `spec.check_transformer_config` or the checks here refuse, by name.
+        ConfigError: what `ivedit.config.wan_folder.read_folder` refuses.
+        IveditError: no such folder, or weights that are missing, pickled or cut off.
     """
     unknown = [part for part in components if part not in COMPONENTS]
     if unknown:
         raise IveditError(f"unknown components {unknown}; known: {', '.join(COMPONENTS)}")
     folder = resolve_folder(path, components)
-    index = _read_json(folder / "model_index.json")
-    _check_index(folder, index, components)
-    scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json")
-    vae_config = _read_json(folder / "vae" / "config.json")
-    transformer_config = _read_json(folder / "transformer" / "config.json")
-    check_transformer_config(str(path), transformer_config, vae_factors(vae_config)[0])
+    try:
+        configs = read_folder(folder, str(path), components)
+    except ConfigError as error:
+        raise ConfigError(f"backbone.path: {error}") from error
     for part in components:
         _require_safetensors(folder, part)
-    return Checked(folder, index, scheduler_config, vae_config, transformer_config)
+    return Checked(folder, configs)
 
 
 def read_parts(
@@ -178,7 +131,7 @@ def read_parts(
         IveditError: as `check_parts`, or weights that are not those of their config.
     """
     checked = check_parts(path, components)
-    folder = checked.folder
+    folder, configs = checked.folder, checked.configs
 
     import diffusers
     import transformers
@@ -194,7 +147,7 @@ def read_parts(
     text_encoder = tokenizer = None
     with no_library_bars():
         if "text_encoder" in components:
-            text_encoder = getattr(transformers, checked.index["text_encoder"][1]).from_pretrained(
+            text_encoder = getattr(transformers, configs.index["text_encoder"][1]).from_pretrained(
                 folder, subfolder="text_encoder", dtype=dtype, use_safetensors=True, local_files_only=True
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -202,23 +155,20 @@ def read_parts(
             )
         vae = diffusers_part("vae", torch.float32)
         if "transformer" in components and torch.device(device).type != "cpu":
-            transformer = read_transformer(folder, checked.transformer_config, dtype, torch.device(device))
+            transformer = read_transformer(folder, configs.transformer, dtype, torch.device(device))
         else:
             transformer = diffusers_part("transformer", dtype)
     for module in (transformer, vae, text_encoder):
         if module is not None:
             align(module)
-    own = folder / "ivedit.json"
-    if text_length is None and own.is_file():
-        text_length = json.loads(own.read_text()).get("text_length")
     return Parts(
         name=str(path),
         transformer=transformer,
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler_config=checked.scheduler_config,
-        vae_config=checked.vae_config,
-        transformer_config=checked.transformer_config,
-        text_length=text_length or WAN_TEXT_LENGTH,
+        scheduler_config=configs.scheduler,
+        vae_config=configs.vae,
+        transformer_config=configs.transformer,
+        text_length=text_length or configs.text_length,
     )

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ivedit.backbone.loading import COMPONENTS, read_parts
+from ivedit.backbone.loading import read_parts
+from ivedit.config.wan_folder import COMPONENTS
 from ivedit.errors import IveditError
 
 __all__ = ["Origin", "bring", "drop"]

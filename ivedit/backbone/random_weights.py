@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ivedit.backbone.loading import COMPONENTS, storage_dtype
+from ivedit.backbone.loading import storage_dtype
 from ivedit.backbone.model import Backbone
 from ivedit.backbone.published import published, published_config
 from ivedit.backbone.weights import allocate
+from ivedit.config.wan_folder import COMPONENTS
 from ivedit.errors import IveditError
 
 __all__ = ["random_backbone"]

@@ -1,20 +1,17 @@
-"""What a Wan folder's config files say about its diffusion transformer, and which folders are refused.
+"""Shapes and constants of a backbone, and the token grid of a clip.
 
 Nothing here is a constant of one model: patch, head size, latent channels, compression factors and flow shift are
-all read. What the two streams of this package cannot run is refused by name, before any weight is loaded, because
-a half-right run (one expert of two, an image-to-video transformer without its image) would be silently wrong.
+all read from the folder's config files (`ivedit.config.wan_folder`, which also says which folders are refused).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ivedit.errors import IveditError
-
-__all__ = ["BackboneSpec", "Grid", "check_transformer_config", "flow_shift", "vae_factors"]
+__all__ = ["BackboneSpec", "Grid"]
 
 
 class Grid(NamedTuple):
@@ -81,67 +78,3 @@ class BackboneSpec:
             "latent_channels": self.latent_channels,
             "patch": list(self.patch),
         }
-
-
-def check_transformer_config(name: str, config: Mapping[str, Any], latent_channels: int | None) -> None:
-    """Refuse transformers that are not plain text-to-video.
-
-    Args:
-        name: folder, for the message.
-        config: `transformer/config.json`.
-        latent_channels: z_dim of the folder's VAE, where there is one.
-
-    Raises:
-        IveditError: image-to-video or VACE transformer, patches over time, or channels that are not the VAE's.
-    """
-    problems = []
-    class_name = config.get("_class_name", "WanTransformer3DModel")
-    if class_name != "WanTransformer3DModel":
-        problems.append(f"its transformer is a {class_name}; only WanTransformer3DModel (text-to-video) can be run")
-    for key in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
-        if config.get(key) is not None:
-            problems.append(f"transformer.{key} = {config[key]} is an image-to-video transformer's")
-    channels_in = config.get("in_channels", 16)
-    channels_out = config.get("out_channels") or channels_in
-    if channels_in != channels_out:
-        problems.append(
-            f"transformer.in_channels = {channels_in} but out_channels = {channels_out}: it reads more than the noisy "
-            "latents (an image-to-video or channel-concatenation transformer)"
-        )
-    if latent_channels is not None and channels_in != latent_channels:
-        problems.append(f"transformer.in_channels = {channels_in} but the VAE's z_dim = {latent_channels}")
-    patch = tuple(config.get("patch_size", (1, 2, 2)))
-    if len(patch) != 3 or patch[0] != 1:
-        problems.append(f"transformer.patch_size = {list(patch)}: the first entry must be 1 (no patches over time)")
-    if problems:
-        raise IveditError(
-            f"{name} cannot be used as backbone: " + "; ".join(problems) + ". Use a Wan text-to-video folder, e.g. "
-            "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-        )
-
-
-def vae_factors(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(z_dim, space factor, time factor) of an `AutoencoderKLWan` config.
-
-    The factors follow from the structure: 2^(levels - 1) times the patch size, and 2^(number of temporal
-    downsamplings). The config's own `scale_factor_*` entries are not derived from it and may be stale.
-    """
-    levels = config.get("dim_mult", [1, 2, 4, 4])
-    temporal = config.get("temperal_downsample", [False, True, True])
-    space = 2 ** (len(levels) - 1) * (config.get("patch_size") or 1)
-    return int(config.get("z_dim", 16)), int(space), int(2 ** sum(bool(t) for t in temporal))
-
-
-def flow_shift(name: str, scheduler_config: Mapping[str, Any]) -> float:
-    """The shift k of sigma = k r / (1 + (k - 1) r) that the folder's scheduler samples with.
-
-    Raises:
-        IveditError: the config has neither `flow_shift` (UniPC, DPM++) nor `shift` (FlowMatchEuler).
-    """
-    for key in ("flow_shift", "shift"):
-        value = scheduler_config.get(key)
-        if value is not None:
-            return float(value)
-    raise IveditError(
-        f"{name}: scheduler_config.json has neither `flow_shift` nor `shift`; add the flow shift the model samples with"
-    )

@@ -15,7 +15,8 @@ from ivedit.config import check_data, check_evaluation  # noqa: F401  (they file
 from ivedit.config.fields import fields, show
 from ivedit.config.rules import BACKBONES, TASKS, VARIANTS, broken, changed, rule, unknown
 from ivedit.config.schema import Config
-from ivedit.errors import nearest
+from ivedit.config.wan_folder import cached_folder, read_folder
+from ivedit.errors import ConfigError, nearest
 
 __all__ = ["check"]
 
@@ -70,16 +71,31 @@ def _pretraining_counts_steps(c: Config) -> Iterator[str]:
 
 @rule("backbone.path")
 def _backbone_can_be_there(c: Config) -> Iterator[str]:
-    """A path to nowhere and a word that looks like a name are told at once; OWNER/NAME may be on the hub."""
+    """A path to nowhere, a word that looks like a name and a folder of another kind are told at once; OWNER/NAME may be
+    on the hub, or in its cache."""
     name = c.backbone.path
-    if name in BACKBONES or Path(name).expanduser().is_dir():
+    folder = Path(name).expanduser()
+    if name == BACKBONES[0]:  # the shipped one, whatever lies here
         return
-    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
+    if folder.is_dir():
+        yield from _unfit(folder, name)
+    elif name in BACKBONES:
+        return
+    elif name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
         yield "there is no such folder"
     elif "/" not in name:
         near = nearest(name, BACKBONES)
         fix = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(BACKBONES)}"
         yield f"there is no such folder and no backbone of that name; {fix}"
+    elif cached := cached_folder(name):
+        yield from _unfit(cached, name, whole=False)
+
+
+def _unfit(folder: Path, name: str, *, whole: bool = True) -> Iterator[str]:
+    try:
+        read_folder(folder, name, whole=whole)
+    except ConfigError as error:
+        yield from error.problems
 
 
 @rule("editor.variant", "plugins")

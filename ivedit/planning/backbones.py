@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ivedit.backbone.folders import resolve_folder
-from ivedit.backbone.loading import WAN_TEXT_LENGTH
 from ivedit.backbone.published import published, published_config, published_names
-from ivedit.backbone.spec import vae_factors
-from ivedit.errors import IveditError
+from ivedit.config.wan_folder import read_folder, vae_factors
+from ivedit.errors import ConfigError
 
 __all__ = ["BackboneConfigs", "backbone_configs", "text_encoder_parameters", "vae_parameters"]
 
@@ -54,7 +52,8 @@ def backbone_configs(path: str, text_length: int | None = None) -> BackboneConfi
         text_length: Overrides the backbone's own.
 
     Raises:
-        IveditError: no such folder, name or config file.
+        ConfigError: a folder that `ivedit.config.wan_folder.read_folder` refuses.
+        IveditError: no such folder or name.
     """
     for name in published_names():  # a folder of that name comes first, as when it is loaded
         if path in (name, published(name).hub) and not Path(path).is_dir():
@@ -67,26 +66,13 @@ def backbone_configs(path: str, text_length: int | None = None) -> BackboneConfi
                 text_length or published(name).text_length,
             )
     folder = resolve_folder(path, ())
-    own = folder / "ivedit.json"
-    length = json.loads(own.read_text(encoding="utf-8")).get("text_length") if own.is_file() else None
-    encoder = folder / "text_encoder" / "config.json"
-    return BackboneConfigs(
-        path,
-        _read(folder / "transformer" / "config.json"),
-        _read(folder / "vae" / "config.json"),
-        _read(folder / "scheduler" / "scheduler_config.json"),
-        _read(encoder) if encoder.is_file() else None,
-        text_length or length or WAN_TEXT_LENGTH,
-    )
-
-
-def _read(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise IveditError(f"backbone.path: {file} cannot be read ({error.strerror}): incomplete folder") from error
-    except ValueError as error:
-        raise IveditError(f"backbone.path: {file} is not valid JSON: {error}") from error
+        found = read_folder(folder, path, ())
+    except ConfigError as error:
+        raise ConfigError(f"backbone.path: {error}") from error
+    return BackboneConfigs(
+        path, found.transformer, found.vae, found.scheduler, found.text_encoder, text_length or found.text_length
+    )
 
 
 def text_encoder_parameters(config: Mapping[str, Any]) -> int:

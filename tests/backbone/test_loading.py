@@ -13,7 +13,7 @@ from backbone.tiny import save_pipeline, tiny_backbone, tiny_vae
 from ivedit.backbone import Backbone
 from ivedit.backbone.identity import bits_digest
 from ivedit.backbone.loading import check_parts
-from ivedit.backbone.spec import flow_shift, vae_factors
+from ivedit.config.wan_folder import flow_shift, vae_factors
 from ivedit.errors import IveditError
 
 

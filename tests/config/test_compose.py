@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+import ivedit
 from ivedit.config import Config, ConfigError, from_dict, load, to_dict, to_yaml
 from ivedit.config.compose import compose
 from ivedit.config.fields import fields, show
+
+PACKAGE = Path(ivedit.__file__).parent
 
 
 def problems(*arguments: str) -> list[str]:
@@ -108,7 +111,7 @@ def test_name_and_summary_are_not_inherited(here: Path):
     ],
 )
 def test_command_line_values_are_typed_as_in_yaml(here: Path, argument: str, key: str, expected: object):
-    (here / "12").mkdir()
+    (here / "12").symlink_to(PACKAGE / "assets" / "wan-sprites")
     value: object = load("imvideoedit", argument)
     for part in key.split("."):
         value = getattr(value, part)
