@@ -133,6 +133,9 @@ class FolderReader(PairReader):
         return image.resize(source.size, Image.Resampling.BOX if what == "mask" else Image.Resampling.BICUBIC)
 
     def load_pixels(self, index: int) -> tuple[Tensor, Tensor]:
+        """As `PairReader.load_pixels`. The mask is not opened: nothing is trained with it, so a broken one, or one of
+        another size, costs no pair. `load`, which gives it, refuses or scales it as it does the target.
+        """
         size = self._size(index)
         source, target = self._images(self.rows[index], size)
         return images.pixels(source, *size), images.pixels(target, *size)

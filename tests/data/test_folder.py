@@ -46,6 +46,17 @@ def test_pairs_of_unequal_size_are_refused_or_resized_as_configured(photos):
     assert (resized.source - resized.target).abs().mean() < 0.2
 
 
+def test_a_mask_of_another_size_costs_training_nothing_and_is_refused_or_scaled_where_it_is_read(photos):
+    Image.fromarray(np.full((10, 10), 255, np.uint8)).save(photos.root / "m.png")
+    for row in photos.rows:
+        row["mask"] = "m.png"
+    reader = _reader(photos)
+    assert not reader.load_batch(range(len(reader))).bad
+    with pytest.raises(BadRecord, match=r"source is 64x96 but mask is 10x10 \(height x width\).*unequal_size=resize"):
+        reader.read(0)
+    assert _reader(photos, unequal_size="resize").read(0).mask.all()
+
+
 def test_masks_follow_their_image(photos):
     mask = np.zeros((64, 96), np.uint8)
     mask[:, 48:] = 255
