@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivedit.config.command_line import refuse
+from ivedit.config.editor_file import read_editor_header, resolve_editor_file
 from ivedit.errors import ConfigError, IveditError
 from ivedit.filetypes import edited_suffixes, output_problems
 
@@ -60,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         out = _check(given)
-        from ivedit.editing import Clip, edit_file, editor_settings, options_for
-        from ivedit.editor import resolve_editor_file
-
         editor = resolve_editor_file(given.editor)
+        read_editor_header(editor)
+        from ivedit.editing import Clip, edit_file, editor_settings, options_for
+
         settings = editor_settings(editor)
         options = options_for(settings, {name: getattr(given, name) for name in OPTIONS})
         clip = Clip(given.clip, options.fps)  # a bad file is told before a large backbone is loaded

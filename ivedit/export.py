@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivedit.config.command_line import refuse
+from ivedit.config.rules import no_editor
 from ivedit.errors import ConfigError, IveditError
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def _check(given: argparse.Namespace) -> None:
     problems = []
     if given.run != "shipped" and not Path(given.run).expanduser().exists():
         problems.append(f"{given.run} does not exist; give a run folder, an editor's .safetensors file, or `shipped`")
+    else:
+        problems += no_editor(given.run)
     for option, name in (("--push", given.push), ("--base-model", given.base_model)):
         if name is not None and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
             problems.append(f"{option} {name!r} is not a name on the hub: USER/NAME")

@@ -281,7 +281,7 @@ def test_an_editor_of_another_backbone_is_refused_by_name(command, tmp_path):
     code, _, err = command("clip.mp4", "remove the star", editor=path)
     assert code == 1 and "trained on a backbone of other shapes" in err and "other.safetensors" in err
     code, _, err = command("clip.mp4", "remove the star", editor="nowhere")
-    assert code == 1 and "no trained editor at nowhere" in err
+    assert code == 2 and "no trained editor at nowhere" in err
 
 
 def test_an_editor_of_other_weights_is_refused_and_warned_about_when_it_is_wanted(command, tmp_path, backbone_folder):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ivedit.config import check_data, check_evaluation  # noqa: F401  (they file their rules)
 from ivedit.config.fields import fields, show
-from ivedit.config.rules import BACKBONES, TASKS, VARIANTS, broken, changed, rule, unknown
+from ivedit.config.rules import BACKBONES, TASKS, VARIANTS, broken, changed, no_editor, rule, unknown
 from ivedit.config.schema import Config
 from ivedit.config.wan_folder import cached_folder, read_folder
 from ivedit.errors import ConfigError, nearest
@@ -49,9 +49,11 @@ def _one_start(c: Config) -> Iterator[str]:
 
 
 @rule("init_from")
-def _init_from_exists(c: Config) -> Iterator[str]:
+def _init_from_is_an_editor(c: Config) -> Iterator[str]:
     if c.init_from and c.init_from != "shipped" and not Path(c.init_from).expanduser().exists():
         yield "there is no such file or run folder; give a .safetensors file, a run folder, or `shipped`"
+    elif c.init_from:
+        yield from no_editor(c.init_from)
 
 
 @rule("init_from", "task")

@@ -6,7 +6,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ivedit.config.rules import CLIP_FRAMES, CONTROLS, JUDGE_METRICS, OPERATIONS, WEIGHT_FILES, WEIGHTS, rule, unknown
+from ivedit.config.rules import (
+    CLIP_FRAMES,
+    CONTROLS,
+    JUDGE_METRICS,
+    OPERATIONS,
+    WEIGHT_FILES,
+    WEIGHTS,
+    no_editor,
+    rule,
+    unknown,
+)
 from ivedit.config.schema import Config
 
 
@@ -40,6 +50,8 @@ def _editors_exist(c: Config) -> Iterator[str]:
             yield f"the row name {row!r} belongs to a control; choose another"
         if place != "shipped" and not Path(place).expanduser().exists():
             yield f"row {row!r}: there is no {place}; give a .safetensors file, a run folder, or `shipped`"
+        else:
+            yield from (f"row {row!r}: {problem}" for problem in no_editor(place))
 
 
 @rule("evaluation.weights")

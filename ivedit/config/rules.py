@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ivedit.config.editor_file import read_editor_header, resolve_editor_file
 from ivedit.config.fields import fields, show
 from ivedit.config.schema import Config
-from ivedit.errors import or_nearest
+from ivedit.errors import ConfigError, or_nearest
 
 __all__ = [
     "BACKBONES", "CLIP_FRAMES", "CONTROLS", "JUDGE_METRICS", "OPERATIONS", "PAIR_FIELDS", "PRESETS", "READERS", "TASKS",
-    "VARIANTS", "WEIGHTS", "WEIGHT_FILES", "broken", "changed", "rule", "unknown", "value_of",
+    "VARIANTS", "WEIGHTS", "WEIGHT_FILES", "broken", "changed", "no_editor", "rule", "unknown", "value_of",
 ]  # fmt: skip
 
 TASKS = ("edit", "pretrain_text", "pretrain_reader", "pretrain_vae", "pretrain_dit")
@@ -85,3 +86,11 @@ def unknown(names: list[str], known: tuple[str, ...], what: str) -> Iterator[str
             yield f"there is no {what} {name!r}; {end}"
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"{name!r} is listed twice; name it once"
+
+
+def no_editor(place: str) -> Iterator[str]:
+    """A line for a file or folder that is there and holds no trained editor; its weights are not looked at."""
+    try:
+        read_editor_header(resolve_editor_file(place))
+    except ConfigError as error:
+        yield from error.problems

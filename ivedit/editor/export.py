@@ -1,7 +1,8 @@
 """Trained editors as safetensors files: weights, and in the header the configuration and what it was trained on.
 
 One file, or where that would be too large several (``editor-00001-of-00003.safetensors``) with an index beside them
-that says which weight lies where, as on the hub. Where an editor lies is `ivedit.editor.places`' business.
+that says which weight lies where, as on the hub. Where an editor
+lies and how its header is read is `ivedit.config.editor_file`'s business.
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ from safetensors.torch import save_file
 from ivedit.backbone import Backbone
 from ivedit.backbone.spec import BackboneSpec
 from ivedit.config import Config
+from ivedit.config.editor_file import (
+    FORMAT,
+    HEADER,
+    INDEX_END,
+    read_editor_header,
+    read_index,
+    resolve_editor_file,
+)
 from ivedit.editor.base import Editor
 from ivedit.editor.build import build_editor
-from ivedit.editor.places import INDEX_END, resolve_editor_file
 from ivedit.errors import ConfigError, IveditError
 
 __all__ = [
-    "check_editor", "check_editors", "load_editor", "read_editor_header", "read_editor_weights", "save_editor",
-    "write_editor",
+    "check_editor", "check_editors", "load_editor", "read_editor_weights", "save_editor", "write_editor",
 ]  # fmt: skip
-
-_FORMAT = 1
-_HEADER = "ivedit"
-
 
 def save_editor(
     path: str | Path,
@@ -60,7 +63,7 @@ def save_editor(
     state = dict(editor.state_dict()) | (weights or {})
     tensors = {name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in state.items()}
     header = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "config": editor.config,
         "shapes": editor.shapes,
         "fingerprint": backbone_fingerprint or (backbone.fingerprint() if backbone is not None else None),
@@ -83,7 +86,7 @@ def write_editor(
     Returns:
         The file, or the index (``NAME.safetensors.index.json``).
     """
-    metadata = {_HEADER: json.dumps(dict(header), sort_keys=True)}
+    metadata = {HEADER: json.dumps(dict(header), sort_keys=True)}
     if max_bytes is None or sum(t.numel() * t.element_size() for t in tensors.values()) <= max_bytes:
         _write_file(path, dict(tensors), metadata)
         return path
@@ -107,46 +110,6 @@ def _write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str
     os.replace(partial, path)
 
 
-def read_editor_header(path: str | Path) -> dict[str, Any]:
-    """The header of an editor file: format, config, shapes, fingerprint, extra.
-
-    Raises:
-        IveditError: no such file, or not one that `save_editor` or `write_editor` wrote.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise IveditError(f"no editor file at {path}")
-    if path.name.endswith(INDEX_END):
-        text = _read_index(path)["metadata"].get(_HEADER)
-    else:
-        try:
-            with safe_open(path, framework="pt") as file:
-                text = (file.metadata() or {}).get(_HEADER)
-        except SafetensorError as error:
-            raise IveditError(f"{path} is not a safetensors file: {error}") from error
-    if text is None:
-        raise IveditError(f"{path} is a safetensors file but holds no ivedit editor (no `{_HEADER}` header)")
-    header: dict[str, Any] = json.loads(text)
-    if header.get("format") != _FORMAT:
-        raise IveditError(f"{path} has editor format {header.get('format')}; this version reads {_FORMAT}")
-    return header
-
-
-def _read_index(path: Path) -> dict[str, Any]:
-    """An index whose parts all lie beside it."""
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        parts = sorted(set(index["weight_map"].values()))
-        index["metadata"].get(_HEADER)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IveditError(f"{path} is not an index of safetensors files: {error}") from error
-    if outside := [part for part in parts if Path(part).name != part]:
-        raise IveditError(f"{path} names {outside[0]!r}, which does not lie beside it")
-    if missing := [part for part in parts if not (path.parent / part).is_file()]:
-        raise IveditError(f"{path.parent} is incomplete: {', '.join(missing)} is missing; fetch or export it again")
-    return index
-
-
 def read_editor_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """All weights of an editor file, or of an index and its parts, on the CPU in their stored type.
 
@@ -156,7 +119,7 @@ def read_editor_weights(path: str | Path) -> dict[str, torch.Tensor]:
     path = Path(path)
     files = [path]
     if path.name.endswith(INDEX_END):
-        files = [path.parent / name for name in sorted(set(_read_index(path)["weight_map"].values()))]
+        files = [path.parent / name for name in sorted(set(read_index(path)["weight_map"].values()))]
     tensors: dict[str, torch.Tensor] = {}
     for part in files:
         try:
