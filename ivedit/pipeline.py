@@ -102,15 +102,17 @@ class IVEditPipeline:
         self, clip: str | Path, instruction: str, out: str | Path,
         *, progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None, **options: Any,
     ) -> Edited:  # fmt: skip
-        """Edit a video or picture file of any size, length and rate, writing the result as it is made.
+        """Edit a video or picture file, or a folder of frames, of any size, length and rate, writing it as it is made.
 
         Frames are scaled into the size that the editor was trained for and back; long clips go in windows that are
         cross-faded; sound is kept. What was done stands in the result's ``notes``.
 
         Args:
-            clip: A video, or a picture (.png, .jpg, ...).
+            clip: A video, a picture (.png, .jpg, ...), or a folder of frames (00000.jpg, 00001.jpg, ...) of one size;
+                ``fps`` is then their rate, by default 16.
             instruction: What to change.
-            out: The file to write: .mp4, or a picture for a picture.
+            out: The file to write: .mp4, or a picture for a picture; for a folder of frames also a folder, a name
+                without an end, which gets the edited frames under their names.
             progress: (iterable of all denoising steps, their number) -> iterable: ``lambda i, n: tqdm(i, total=n)``.
             options: Fields of `ivedit.editing.EditOptions` (steps, guidance, scale, seed, size, window, fps, ...) in
                 place of what the editor was trained and evaluated with; ``side_by_side=True`` also writes source and
@@ -188,6 +190,7 @@ class IVEditPipeline:
         start: tuple[Tensor, float] | None = None,
         noise: Tensor | None = None,
         compile: bool = False,
+        notes: list[str] | None = None,
     ) -> Tensor:
         """Edit clips of latents. The source is read once, whatever the steps and the guidance.
 
@@ -212,6 +215,7 @@ class IVEditPipeline:
             noise: (B, Z, F, h, w) standard normal to start from in place of the seeds' own, for windows of one clip
                 that are to agree where they overlap.
             compile: Compile the backbone's blocks: pays from some hundred steps of one size on.
+            notes: Takes what is to be told of the memory that the source needs, in words, where it is much.
 
         Returns:
             (B, Z, F, h, w) float32 latents on the backbone's device.
@@ -239,7 +243,7 @@ class IVEditPipeline:
         with self.backbone.compiling(compile):
             velocity = self._velocity(
                 source, self._words(instructions, target_captions, gate_instructions, text or TextConfig()),
-                guidance=guidance, scale=scale,
+                guidance=guidance, scale=scale, notes=notes,
             )  # fmt: skip
             return denoise(velocity, noise, solver, steps, progress, start)
 
@@ -270,6 +274,7 @@ class IVEditPipeline:
         *,
         guidance: float,
         scale: float,
+        notes: list[str] | None,
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """The velocity field of these clips; both guidance branches share one source context."""
         target, gate, read_by_source = words
@@ -290,6 +295,8 @@ class IVEditPipeline:
 
         else:
             context = editor.prepare(backbone, source, positive, project=True)
+            if notes is not None and context.note:
+                notes.append(context.note)
 
             def branch(x: Tensor, sigma: Tensor, text: EditText) -> Tensor:
                 return editor.velocity(backbone, x, sigma, context, text, scale=scale)

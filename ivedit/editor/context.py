@@ -66,12 +66,14 @@ class SourceContext:
         features: per module (B, F, N, C), the source stream's modulated features; empty where `projected` is given.
         projected: per module, the projections of those features (constant while the weights are): sampling only.
         copies: each source stands for this many consecutive samples.
+        note: what whoever waits for the result should know of the memory that this takes; empty: nothing.
     """
 
     latents: Tensor
     features: tuple[Tensor, ...] = ()
     projected: tuple[SourceTokens, ...] = ()
     copies: int = 1
+    note: str = ""
 
     def __len__(self) -> int:
         """Number of samples the context serves."""

@@ -34,6 +34,8 @@ __all__ = ["TwoStreamEditor", "free_memory"]
 
 _log = logging.getLogger(__name__)
 
+WORTH_TELLING = 10**8  # bytes kept
+
 
 def free_memory(device: torch.device) -> int:
     """Bytes free on a GPU; elsewhere the operating system pages, so there is no bound."""
@@ -120,17 +122,18 @@ class TwoStreamEditor(Editor):
             projected = [self.modules_of[0].project(features[0], rotary)]
             size = len(self.blocks) * SourceContext(source_latents, projected=tuple(projected)).bytes()
             if size > (free := free_memory(backbone.device)) // 2:
-                _log.warning(
-                    "source projections of %.1f GB do not fit beside %.1f GB free: each step projects the features",
-                    size / 1e9,
-                    free / 1e9,
+                note = (
+                    f"the source's keys and values, {size / 1e9:.1f} GB, do not fit beside what a step needs of "
+                    f"{free / 1e9:.1f} GB free: each step projects them anew, slower and with an equal result"
                 )
-                return SourceContext(source_latents, features=tuple(features))
+                _log.warning("%s", note)
+                return SourceContext(source_latents, features=tuple(features), note=note)
             features.pop(0)
             for module in self.modules_of[1:]:
                 projected.append(module.project(features.pop(0), rotary))
-        _log.info("source projections kept for all steps: %.2f GB", size / 1e9)
-        return SourceContext(source_latents, projected=tuple(projected))
+        note = f"the source's keys and values are kept for all steps: {size / 1e9:.2f} GB"
+        _log.info("%s", note)
+        return SourceContext(source_latents, projected=tuple(projected), note=note if size >= WORTH_TELLING else "")
 
     def velocity(
         self,

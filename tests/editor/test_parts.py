@@ -297,11 +297,13 @@ def test_source_keys_and_values_are_kept_where_half_of_the_free_memory_holds_the
     caplog.set_level("INFO", "ivedit")
     kept = editor.prepare(backbone, latents, text, project=True)
     assert len(kept.projected) == len(editor.blocks) and not kept.features
-    assert caplog.messages == [f"source projections kept for all steps: {kept.bytes() / 1e9:.2f} GB"]
+    assert caplog.messages == [f"the source's keys and values are kept for all steps: {kept.bytes() / 1e9:.2f} GB"]
+    assert not kept.note  # too little to tell whoever waits
     for free in (2 * kept.bytes(), 2 * kept.bytes() - 1):
         caplog.clear()
         monkeypatch.setattr("ivedit.editor.two_stream.free_memory", lambda device, free=free: free)
         context = editor.prepare(backbone, latents, text, project=True)
         assert bool(context.projected) == (free == 2 * kept.bytes())
     assert len(context.features) == len(editor.blocks) and context.bytes() < kept.bytes()
-    assert "do not fit beside" in caplog.text and "each step projects the features" in caplog.text
+    assert caplog.messages == [context.note] and "do not fit beside" in context.note
+    assert "each step projects them anew" in context.note
