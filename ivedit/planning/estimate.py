@@ -17,6 +17,7 @@ from ivedit.planning.backbones import BackboneConfigs, text_encoder_parameters, 
 from ivedit.planning.fused import Fusion
 from ivedit.planning.gpus import Gpu
 from ivedit.planning.simulate import BACKWARD, UPDATE, Model, Moment, Trace, extrapolated
+from ivedit.training.run import total_steps
 
 __all__ = ["CONTEXT", "RESERVE", "Planner", "Step", "steps_of_run"]
 
@@ -364,11 +365,9 @@ class Planner:
 
 
 def steps_of_run(cfg: Any) -> int:
-    """Optimiser steps of the run."""
+    """Optimiser steps of the run; ConfigError as of `total_steps`."""
     train = cfg.train
-    if train.max_steps is not None:
-        return int(train.max_steps)
-    return int(train.epochs * (cfg.data.pairs // (train.batch_size * train.devices * train.nodes)) // train.accumulate)
+    return total_steps(cfg, cfg.data.pairs // (train.batch_size * train.devices * train.nodes))
 
 
 def _compiled(trace: Trace, fusion: Fusion) -> Trace:

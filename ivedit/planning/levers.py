@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ivedit.planning.estimate import Planner, Step
 
-__all__ = ["Lever", "levers", "sampling_levers"]
+__all__ = ["Lever", "levers", "sampling_levers", "slower"]
 
 _SMALLER = 0.7
 """Share of a side that is left when a picture is to have half the pixels."""
@@ -48,10 +48,10 @@ def levers(plan: Planner) -> list[Lever]:
         then = plan.step(batch=smaller)
         pace = (then.seconds / smaller) / (now.seconds / batch)
         more = cfg.train.accumulate * batch // smaller
-        add(f"train.batch_size={smaller} train.accumulate={more}", then, _slower(pace), True)
+        add(f"train.batch_size={smaller} train.accumulate={more}", then, slower(pace), True)
     if not cfg.backbone.gradient_checkpointing:
         then = plan.step(checkpointing=True)
-        add("backbone.gradient_checkpointing=true", then, _slower(then.seconds / now.seconds), True)
+        add("backbone.gradient_checkpointing=true", then, slower(then.seconds / now.seconds), True)
     if plan.shards == 1:
         found += _spread(plan, now)
     if cfg.flow.draws_per_pair > 1:
@@ -124,7 +124,10 @@ def _narrower(plan: Planner) -> int | None:
     return half if half >= spec.head_dim else None
 
 
-def _slower(ratio: float) -> str:
+def slower(ratio: float) -> str:
+    """How many times as long, in words."""
     if ratio < 1.005:
         return "no time"
+    if ratio > 3:  # 200% more
+        return f"{ratio:.0f} times the time"
     return f"{100 * (ratio - 1):.0f}% more time"

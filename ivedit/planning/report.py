@@ -9,9 +9,10 @@ from ivedit.planning.backbones import backbone_configs
 from ivedit.planning.estimate import CONTEXT, DDP_SHARE, RESERVE, WORDS, Planner, Step, steps_of_run
 from ivedit.planning.gpus import Gpu
 from ivedit.planning.levers import levers
+from ivedit.planning.pairs import with_counted_pairs
 from ivedit.planning.simulate import PARTS
 
-__all__ = ["gibibytes", "lever_lines", "plan_text", "plan_values"]
+__all__ = ["MODULES", "gibibytes", "lever_lines", "plan_text", "plan_values"]
 
 _TITLES = {
     "frozen": "frozen weights",
@@ -25,6 +26,8 @@ _TITLES = {
     "activations": "activations kept for the backward pass",
     "working": "working tensors",
 }
+MODULES = {"path": "attention", "adapter": "token map", "copy": "copy path"}
+"""Parts of an edit module that docs/method.md calls otherwise than the code does."""
 
 
 def plan_values(cfg: Any, gpu: Gpu) -> dict[str, Any]:
@@ -34,7 +37,9 @@ def plan_values(cfg: Any, gpu: Gpu) -> dict[str, Any]:
         ConfigError: settings, backbone and editor do not fit together.
         IveditError: the backbone's configs cannot be read.
     """
-    plan = Planner(cfg, backbone_configs(cfg.backbone.path, cfg.text.length), gpu)
+    configs = backbone_configs(cfg.backbone.path, cfg.text.length)
+    cfg, counted = with_counted_pairs(cfg)
+    plan = Planner(cfg, configs, gpu)
     step, train = plan.step(), cfg.train
     pairs = train.batch_size * train.accumulate
     height, width = largest_size(cfg, plan.spec.size_multiple)
@@ -63,6 +68,7 @@ def plan_values(cfg: Any, gpu: Gpu) -> dict[str, Any]:
             "compiled": plan.compiles,
             "captured": plan.captures(cfg.backbone.gradient_checkpointing),
         },
+        "data": {"pairs": cfg.data.pairs, "validation_pairs": cfg.data.validation_pairs, "counted": counted},
         "parameters": plan.parameters,
         "memory": {
             "peak": step.trace.peak.parts,
@@ -123,12 +129,16 @@ def plan_text(values: dict[str, Any], how: str = "") -> str:
         + (f", {s['draws_per_pair']} draws a pair" if s["draws_per_pair"] > 1 else "")
         + (f", weights spread over {s['gpus']} GPUs" if s["strategy"] == "fsdp" else ""),
     ]  # fmt: skip
+    d = values["data"]
+    pairs = f"{d['pairs']:,} training and {d['validation_pairs']:,} validation pairs"
+    lines.append(pairs + (f", {d['counted']}" if d["counted"] else ""))
     lines += ["", "parameters"]
     for name, count in values["parameters"]["frozen"].items():
         note = "" if name == "transformer" else "  (fills the cache, then leaves the GPU)"
         lines.append(_row(f"frozen: {name.replace('_', ' ')}", _millions(count)) + note)
     trained = values["parameters"]["trained"]
-    lines += [_row(f"trained: {part}", _millions(n)) for part, n in trained.items() if part != "all"]
+    named = {MODULES.get(part, part): count for part, count in trained.items() if part != "all"}
+    lines += [_row(f"trained: {name}", _millions(count)) for name, count in named.items()]
     lines.append(_row("trained: all", _millions(trained["all"])))
     lines += ["", f"GPU memory at the fullest moment of a step ({m['peak_during']})"]
     lines += [_row(_TITLES[part], gibibytes(m["peak"][part])) for part in PARTS if m["peak"][part] >= 2**20]

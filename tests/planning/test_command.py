@@ -12,10 +12,13 @@ from ivedit.backbone import Backbone
 from ivedit.config.command_line import split_options
 from ivedit.config.schema import Config
 from ivedit.data.datamodule import PairDataModule
+from ivedit.editor.module import EditModule
 from ivedit.errors import ConfigError
 from ivedit.planning.backbones import backbone_configs
 from ivedit.planning.estimate import Planner
 from ivedit.planning.gpus import chosen_gpu, detected_gpu, gpu_named, gpu_names
+from ivedit.planning.levers import slower
+from ivedit.planning.report import MODULES
 from ivedit.run import main
 from tests.backbone.tiny import save_pipeline
 
@@ -63,8 +66,14 @@ def test_a_plan_is_printed_and_written_and_nothing_is_started(
     weights = next((tmp_path / "tiny" / "transformer").glob("*.safetensors"))
     weights.unlink()  # configs are enough
     (tmp_path / "small.yaml").write_text(
-        "backbone: {path: ./tiny}\neditor: {variant: side_by_side, rank: 4}\ntrain: {max_steps: 500}\n"
+        "backbone: {path: ./tiny}\neditor: {variant: side_by_side, rank: 4}\n"
+        "data: {reader: folder, path: ./mine, table: pairs.jsonl, height: 64, width: 64, pairs: 13000}\n"
+        "train: {epochs: 500, batch_size: 32}\n"
     )
+    (tmp_path / "mine").mkdir()
+    row = {"source": "a.png", "target": "b.png", "instruction": "make it blue"}
+    rows = [json.dumps(row | {"split": "train" if number < 33 else "val"}) for number in range(36)]
+    (tmp_path / "mine" / "pairs.jsonl").write_text("\n".join(rows))
     capsys.readouterr()
     assert main(["experiment=./small.yaml", "--plan", "a100", "--plan-json", "plan.json"]) == 0
     said, err = capsys.readouterr()
@@ -76,7 +85,11 @@ def test_a_plan_is_printed_and_written_and_nothing_is_started(
     assert memory["needed_bytes"] == pytest.approx(sum(parts))
     assert memory["fits"] and memory["largest_batch"] > plan["settings"]["batch_size"]
     assert pair["all"] == pytest.approx(pair["frozen"] + pair["modules"] + pair["attention"])
-    assert time["steps"] == 500 and time["share"] == "assumed"
+    # One batch of what the table has, not of the 13,000 pairs that were asked for.
+    assert (plan["data"]["pairs"], plan["data"]["validation_pairs"], time["steps"]) == (33, 3, 500)
+    assert plan["cache"]["latents_bytes"] == 36 * 2 * 4 * (4 * 16 * 16)
+    assert "33 training and 3 validation pairs, all that ./mine offers of data.pairs=13000" in said
+    assert time["share"] == "assumed"
     assert plan["parameters"]["trained"]["all"] == 1 * (2 * 8 * 48 * 4 + 2 * (48 + 80) * 4)
     kept = memory["activations"]
     assert kept["eager, checkpointed"] < kept["eager"] and kept["compiled"] <= kept["eager"]
@@ -98,6 +111,14 @@ def test_what_cannot_be_planned_is_refused(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert main(arguments) == 2
     assert problem in capsys.readouterr().err
+
+
+def test_a_plan_speaks_in_plain_words():
+    words = {1.001: "no time", 1.46: "46% more time", 2.5: "150% more time", 59.3: "59 times the time"}
+    assert {ratio: slower(ratio) for ratio in words} == words
+    method = (Path(__file__).resolve().parents[2] / "docs" / "method.md").read_text(encoding="utf-8").lower()
+    assert "token map" in MODULES.values() and set(MODULES) < set(EditModule.__annotations__)
+    assert all(name in method for name in MODULES.values())
 
 
 @pytest.mark.parametrize("flip", [0.0, 0.5])
