@@ -1,4 +1,4 @@
-"""``python -m ivedit.edit clip.mp4 "make the red circle blue"``: edit a video (or a picture) with a trained editor.
+"""``python -m ivedit.edit clip.mp4 "make the red circle blue"``: edit a video, a folder of frames or a picture.
 
 Writes the edited clip and a side-by-side, at the source's size, frame rate and length, with its sound. What the
 backbone needs done to the clip (another size, windows) is done, undone and said. Heavy imports happen after the
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ivedit.config.command_line import refuse
 from ivedit.config.editor_file import read_editor_header, resolve_editor_file
 from ivedit.errors import ConfigError, IveditError
-from ivedit.filetypes import edited_suffixes, output_problems
+from ivedit.filetypes import edited_suffixes, frame_files, output_problems
 
 if TYPE_CHECKING:
     from ivedit.editing import Clip, EditOptions
@@ -43,6 +43,8 @@ examples:
       with the editor that a run of `python -m ivedit.run` has trained
   python -m ivedit.edit photo.png "turn the square into a ring"
       a picture is a clip of one frame
+  python -m ivedit.edit DAVIS/JPEGImages/480p/bear "make the bear white" --fps 24 --out white-bear
+      a folder of frames, as 00000.jpg, 00001.jpg, ...; the edited ones get the same names (--out a.mp4: a film)
   python -m ivedit.edit clip.mp4 "make the background grey" --guidance 2 --seed 1
       follow the words more closely; try another seed
   python -m ivedit.edit clip.mp4 "..." --editor editor.safetensors --backbone ./Wan2.1-T2V-1.3B-Diffusers --steps 50
@@ -91,18 +93,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m ivedit.edit", description="Edit a video, or a picture, as an instruction says.",
+        prog="python -m ivedit.edit", description="Edit a video, a folder of frames or a picture by an instruction.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     add = parser.add_argument
-    add("clip", type=Path, help="video (mp4, mov, mkv, webm, gif, ...) or picture (png, jpg, webp, bmp)")
+    add("clip", type=Path,
+        help="video (mp4, mov, mkv, webm, gif, ...), picture (png, jpg, webp, bmp) or folder of frames")
     add("instruction", help='what to change, e.g. "make the red circle blue"')
     add("--editor", default="shipped", metavar="WHERE",
         help="a run folder, an exported folder or its hub name (USER/NAME), a .safetensors file, or `shipped` "
         "(default): the one that comes with the package")
     add("--backbone", metavar="PATH",
         help="Wan folder or hub name (default: the one that the editor was trained on, wan-sprites for `shipped`)")
-    add("--out", type=Path, metavar="FILE", help="edited file (default: <clip>-edited.mp4 in the current folder)")
+    add("--out", type=Path, metavar="FILE",
+        help="edited file (default: <clip>-edited.mp4 in the current folder); for a folder of frames also a folder, a "
+        "name without an end such as .mp4, which gets the edited frames")
     add("--steps", type=_number(int, 1), metavar="N", help="denoising steps (default: as the editor was evaluated)")
     add("--guidance", type=_number(float, 0), metavar="W",
         help="how strongly the words lead; 1: as trained and twice as fast (default: as the editor was evaluated)")
@@ -118,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         help="frames that neighbouring windows share and cross-fade, 1 + a multiple of 4 (default: 5)")
     add("--fps", type=_rate, metavar="N",
         help="edit and write at N frames per second, leaving frames out (Wan 2.1 draws 16, Wan 2.2 5B 24; default: "
-        "every frame, at the clip's own rate)")
+        "every frame, at the clip's own rate); of a folder of frames: their rate, all are used (default: 16)")
     add("--compile", choices=("auto", "on", "off"), help="compile the backbone first (default: auto, a large one on a "
         "GPU where the steps are so many that it pays)")
     add("--offload", action="store_true",
@@ -166,10 +171,16 @@ def _size(text: str) -> tuple[int, int]:
 def _check(given: argparse.Namespace) -> Path:
     """Everything that can be known before anything is loaded; returns the output file."""
     problems = [] if given.instruction.strip() else ['the instruction is empty: say "make the red circle blue"']
-    if not given.clip.is_file():
+    name = given.clip.resolve().name if given.clip.is_dir() else given.clip.stem
+    out: Path = given.out or Path(f"{name}-edited{edited_suffixes(given.clip)[0]}")
+    try:
+        if given.clip.is_dir():
+            frame_files(given.clip)
+        problems += [f"--out {problem}" for problem in output_problems(given.clip, out)]
+    except IveditError as error:
+        problems.append(str(error))
+    if not given.clip.is_dir() and not given.clip.is_file():
         problems.append(f"{given.clip} " + ("is not a file" if given.clip.exists() else "does not exist"))
-    out: Path = given.out or Path(f"{given.clip.stem}-edited{edited_suffixes(given.clip)[0]}")
-    problems += [f"--out {problem}" for problem in output_problems(given.clip, out)]
     for name in ("window", "overlap"):
         value = getattr(given, name)
         if value is not None and (value - 1) % 4:

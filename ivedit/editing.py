@@ -1,4 +1,4 @@
-"""Edit a video or picture file of any size, length and rate with the one sampler, in bounded memory.
+"""Edit a video, a folder of frames or a picture of any size and length with the one sampler, in bounded memory.
 
 Frames are decoded as the windows come to them and written as soon as no later window can touch them, so memory depends
 on the window and the picture, not on the length of the clip. `ivedit.pipeline.IVEditPipeline.edit_video` and
@@ -8,25 +8,25 @@ on the window and the picture, not on the length of the clip. `ivedit.pipeline.I
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from ivedit import media
 from ivedit.backbone import Backbone
 from ivedit.backbone.compiled import sampling_compiles
-from ivedit.config.buckets import drawing_size
+from ivedit.config.buckets import drawing_size, size_name
 from ivedit.config.schema import TextConfig
 from ivedit.editor import read_editor_header, resolve_editor_file
 from ivedit.errors import ConfigError, IveditError
-from ivedit.filetypes import PICTURES, output_problems
+from ivedit.filetypes import PICTURES, frame_files, output_problems, writes_frames
 from ivedit.runfolder import RunFolder
-from ivedit.windows import Letterbox, Window, blend, padded_length, plan_windows, window_noise
+from ivedit.windows import Cut, Letterbox, Window, blend, padded_length, plan_windows, window_noise
 
 __all__ = ["Clip", "EditOptions", "Edited", "edit_file", "editor_settings", "options_for"]
 
@@ -34,6 +34,7 @@ Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 SPRITES, SPRITE_SIZE, SPRITE_WINDOW = "wan-sprites", (64, 64), 17
 COMPILED_FROM = 300  # steps of one size: compiling pays from some hundred on
+FRAMES_RATE = 16  # per second, of a folder of frames: what Wan 2.1 draws
 WAN_SIZE, WAN_WINDOW = (480, 832), 81
 """What the shipped backbone and Wan 2.1 draw, where the editor's own settings do not say."""
 
@@ -57,7 +58,8 @@ class EditOptions:
         seed: of the noise; equal seeds give equal results.
         size: (H, W) in which the backbone draws; turned for a portrait.
         window: frames edited at once. overlap: frames that neighbouring windows share.
-        fps: frames per second at which the clip is edited and written; None: every frame, at the clip's own rate.
+        fps: frames per second at which the clip is edited and written; None: every frame, at the clip's own rate. A
+            folder of frames has none: this is its rate, or 16.
         caption: of the wanted result, for editors trained with ``text.target=target_caption``.
         side_by_side: also write source and result beside each other.
         compile: the backbone's blocks: on, off, or auto: a large one on a GPU, from 300 steps in all windows on.
@@ -81,7 +83,9 @@ class EditOptions:
 
 @dataclass(frozen=True)
 class Edited:
-    """What `edit_file` wrote (``side_by_side`` None: not asked for), and what it did to the clip, in words."""
+    """What `edit_file` wrote, a file or a folder of frames (``side_by_side`` None: not asked for), and what it did to
+    the clip, in words.
+    """
 
     edited: Path
     side_by_side: Path | None
@@ -121,32 +125,31 @@ def options_for(settings: Mapping[str, Any], chosen: Mapping[str, Any] | None = 
         "guidance": sampling.get("guidance", 1.0),
         "scheduler": sampling.get("scheduler", "euler"),
         "shift": sampling.get("shift"),
-        "size": _trained_size(data) if data else (SPRITE_SIZE if sprites else WAN_SIZE),
+        "size": SPRITE_SIZE if sprites else WAN_SIZE,
         "window": SPRITE_WINDOW if sprites else WAN_WINDOW,
         # Training a gate on other pairs' words is a control of the gate; there are no other pairs here.
         "text": TextConfig(**{**text, "gate": "instruction"}),
     }
+    if data:
+        defaults["size"] = drawing_size(data["height"], data["width"], data.get("buckets") or ())
     options = EditOptions(**{**defaults, **given})
     if options.text and options.text.target == "target_caption" and not options.caption:
         raise ConfigError("this editor reads a caption of the wanted result: give --caption 'a blue circle ...'")
     return options
 
 
-def _trained_size(data: Mapping[str, Any]) -> tuple[int, int]:
-    return drawing_size(data["height"], data["width"], data.get("buckets") or ())
-
-
 def edit_file(
     pipeline: Sampler, clip: str | Path | Clip, instruction: str, out: str | Path,
     options: EditOptions | None = None, *, progress: Progress | None = None,
 ) -> Edited:  # fmt: skip
-    """Edit a video or picture file.
+    """Edit a video or picture file, or a folder of frames.
 
     Args:
         pipeline: with a trained editor.
         clip: the source; a picture when its name ends in .png, .jpg, ... A `Clip` has chosen its frames already.
         instruction: what to change.
-        out: the edited file; the side-by-side stands next to it.
+        out: the edited file; the side-by-side stands next to it. For a folder of frames also a folder, which gets the
+            edited frames under their names.
         options: see `EditOptions`.
         progress: (iterable of all denoising steps, their number) -> iterable.
 
@@ -161,41 +164,43 @@ def edit_file(
     box = Letterbox.fit(source.size, options.size)
     result, notes = _edit(pipeline, source, box, instruction, options, progress)
     edited = (box.back(frame[None])[0] for frame in result)
-    beside = out.with_name(f"{out.stem}-side-by-side{out.suffix}") if options.side_by_side else None
-    write = _write_picture if source.picture else _write_video
-    write(source, out, beside, instruction, edited)
-    return Edited(out, beside, [f"{source.path.name}: {box}", *source.notes, *notes])
+    out = out if out.name else out.resolve()  # "." has no name
+    end = f"{out.name}-side-by-side.mp4" if writes_frames(source.path, out) else f"{out.stem}-side-by-side{out.suffix}"
+    beside = out.with_name(end) if options.side_by_side else None
+    _write(source, out, beside, instruction, edited)
+    return Edited(out, beside, [f"{source.path.name or source.path.resolve().name}: {box}", *source.notes, *notes])
 
 
 class Clip:
-    """A clip or picture on disk: decoded once to know its times and size, then again by whoever needs its frames.
+    """A video, folder of frames or picture on disk, decoded once to know its times and size, then again for its frames.
 
-    Making one tells whether the file can be used, before a large backbone is loaded.
+    Making one tells whether it can be used, before a large backbone is loaded.
 
     Args:
-        path: a video or a picture.
-        fps: frames per second that are used; None: every frame.
+        path: a video, a folder of numbered pictures, or a picture.
+        fps: frames per second that are used; None: every frame. Of a folder: the rate of its frames, all of which are
+            used.
 
     Attributes:
         times: seconds from the first frame, of the frames that are used. size: (H, W). fps: of what is written.
-        steady: whether the times are those of a constant rate. notes: what was left out, in words.
+        steady: whether the times are those of a constant rate. notes: what was left out or taken for granted, in words.
+        frames: the pictures of a folder, in order, or the one picture; of a video none.
 
     Raises:
-        IveditError: a file that is missing, damaged, empty, or no picture.
+        IveditError: a file that is missing, damaged, empty, or no picture; frames of several sizes.
         ConfigError: a rate above the clip's own.
     """
 
     def __init__(self, path: str | Path, fps: Fraction | int | float | None = None) -> None:
         self.path = path = Path(path)
-        self.picture = path.suffix.lower() in PICTURES
+        self.picture = path.suffix.lower() in PICTURES and not path.is_dir()
+        self.frames = [path] if self.picture else frame_files(path) if path.is_dir() else []
         self.notes: list[str] = []
-        self.has_audio = False
-        self.fps = Fraction(1)
+        self.has_audio, self.fps = False, Fraction(1)
         self.times: list[Fraction] = []
         self._chosen: list[int] | None = None  # None: every frame
-        if self.picture:
-            frame = media.read_image(path)
-            self.times, self.steady, self.size = [Fraction(0)], True, (frame.shape[-2], frame.shape[-1])
+        if self.frames:
+            self._measure(fps)
             return
         with media.VideoReader(path) as reader:
             self.fps, self.has_audio = reader.fps, reader.has_audio
@@ -207,6 +212,24 @@ class Clip:
         self.steady = all(abs(moment - i / self.fps) < 1 / (2 * self.fps) for i, moment in enumerate(self.times))
         if fps is not None:
             self._choose(Fraction(fps).limit_denominator(1001))
+
+    def _measure(self, fps: Fraction | int | float | None) -> None:
+        """Size and times of pictures, which have no times of their own."""
+        self.steady, self.fps = True, Fraction(FRAMES_RATE if fps is None else fps).limit_denominator(1001)
+        for number, file in enumerate(self.frames):
+            frame = media.read_image(file)
+            size = (frame.shape[-2], frame.shape[-1])
+            if number == 0:
+                self.size = size
+            elif size != self.size:
+                raise IveditError(
+                    f"{file} is {size_name(size)} (height x width), but {self.frames[0].name} is "
+                    f"{size_name(self.size)}: the frames of a clip have one size"
+                )
+            self.times.append(number / self.fps)
+        if fps is None and not self.picture:
+            rate = f"{FRAMES_RATE} per second, as Wan 2.1 draws; --fps gives another"
+            self.notes.append(f"{len(self.frames)} frames without a rate of their own, taken as {rate}")
 
     def _choose(self, fps: Fraction) -> None:
         """Take the frame that is shown at each multiple of 1 / fps."""
@@ -235,8 +258,8 @@ class Clip:
 
     def __iter__(self) -> Iterator[Tensor]:
         """The frames that are used, (3, H, W) uint8, one at a time."""
-        if self.picture:
-            yield media.read_image(self.path)
+        if self.frames:
+            yield from map(media.read_image, self.frames)
             return
         chosen = iter(range(len(self.times)) if self._chosen is None else self._chosen)
         wanted = next(chosen, None)
@@ -263,7 +286,7 @@ def _edit(
     steps = _Steps(progress, total)
     compile = options.compile == "on" or (total >= COMPILED_FROM and sampling_compiles(options.compile, backbone))
 
-    cut = _Cut(source, box, windows)
+    cut = Cut(source, box, windows)
 
     def edit(window: Window) -> Tensor:
         latents = backbone.encode_pixels(cut(window)[None].to(backbone.device).float().div_(255))
@@ -271,7 +294,7 @@ def _edit(
         edited = pipeline.edit_latents(
             latents, [instruction], steps=options.steps, guidance=options.guidance, scheduler=options.scheduler,
             shift=options.shift, scale=options.scale, text=options.text, noise=noise, progress=steps,
-            compile=compile,
+            compile=compile, notes=None if window.start else notes,  # the windows are alike: the first one tells
             target_captions=[options.caption] if options.caption else None,
         )  # fmt: skip
         return backbone.decode_latents(edited)[0].cpu()
@@ -285,7 +308,7 @@ def _edit(
             del piece
         steps.close()
 
-    notes = []
+    notes: list[str] = []
     if len(windows) > 1:
         notes.append(
             f"{count} frames in {len(windows)} windows of {options.window}, neighbours cross-faded over at least "
@@ -294,29 +317,6 @@ def _edit(
     if length != count:
         notes.append(f"{count} frames, padded to {length} with the last one as the VAE needs, and cut back")
     return frames(), notes
-
-
-class _Cut:
-    """Cuts a source into windows one after the other: (length, 3, h, w) uint8 at the backbone's size.
-
-    The last frame fills what a window has more. Between two calls only the frames that the next window shares are held.
-    """
-
-    def __init__(self, source: Iterable[Tensor], box: Letterbox, windows: Sequence[Window]) -> None:
-        self._frames, self._box = iter(source), box
-        self._coming = iter([*windows[1:], Window(windows[-1].stop, 0)])
-        self.shared = torch.empty(0, 3, *box.target, dtype=torch.uint8)
-
-    def __call__(self, window: Window) -> Tensor:
-        pixels = torch.empty(window.length, 3, *self._box.target, dtype=torch.uint8)
-        known = len(self.shared)
-        pixels[:known] = self.shared
-        for place in range(known, window.length):
-            frame = next(self._frames, None)
-            small = None if frame is None else media.to_uint8(self._box.into(frame[None].float() / 255)[0])
-            pixels[place] = pixels[place - 1] if small is None else small
-        self.shared = pixels[next(self._coming).start - window.start :].clone()
-        return pixels
 
 
 class _Steps:
@@ -335,32 +335,60 @@ class _Steps:
         next(self._all, None)
 
 
-def _write_video(source: Clip, out: Path, beside: Path | None, instruction: str, edited: Iterator[Tensor]) -> None:
-    """The films, frame by frame; the source is decoded once more for the side-by-side."""
-    sound = source.path if source.has_audio else None
-    films: list[media.VideoWriter] = []
+def _write(source: Clip, out: Path, beside: Path | None, instruction: str, edited: Iterator[Tensor]) -> None:
+    """The films or pictures, frame by frame; the source is decoded once more for the side-by-side."""
     originals: Iterable[Tensor | None] = source if beside else [None] * len(source)
+    writers: list[media.VideoWriter | _Pictures] = []
     with contextlib.ExitStack() as stack:
         for moment, original, frame in zip(source.times, originals, edited, strict=True):
             pictures = [frame]
             if original is not None:
                 pictures.append(media.side_by_side_frame({"source": original, instruction: frame}))
-            if not films:
+            if not writers:
                 for path, picture in zip([out, *([beside] if beside else [])], pictures, strict=True):
-                    size = (picture.shape[-2], picture.shape[-1])
-                    film = media.VideoWriter(path, size, source.fps, audio_from=sound)
-                    films.append(stack.enter_context(film))
-            for film, picture in zip(films, pictures, strict=True):
-                film.write(picture, None if source.steady else moment)
+                    writer = _writer(source, path, (picture.shape[-2], picture.shape[-1]))
+                    stack.enter_context(writer)
+                    writers.append(writer)
+            for writer, picture in zip(writers, pictures, strict=True):
+                writer.write(picture, None if source.steady else moment)
 
 
-def _write_picture(source: Clip, out: Path, beside: Path | None, instruction: str, edited: Iterator[Tensor]) -> None:
-    frame = next(edited)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        media.to_pil(frame).save(out)
-        if beside:
-            original = media.read_image(source.path)
-            media.to_pil(media.side_by_side_frame({"source": original, instruction: frame})).save(beside)
-    except (OSError, ValueError) as error:
-        raise IveditError(f"cannot write {out}: {error}") from error
+def _writer(source: Clip, path: Path, size: tuple[int, int]) -> media.VideoWriter | _Pictures:
+    if source.picture:
+        return _Pictures([path])
+    if writes_frames(source.path, path):
+        return _Pictures([path / frame.name for frame in source.frames])
+    return media.VideoWriter(path, size, source.fps, audio_from=source.path if source.has_audio else None)
+
+
+class _Pictures:
+    """Writes frames as pictures of one folder, one after the other; all of them appear at the end, or none."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths, self._made = list(paths), list[Path]()
+
+    def __enter__(self) -> _Pictures:
+        folder = self._paths[0].parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._hidden = tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder)
+        except OSError as error:
+            raise self._failed(error) from error
+        return self
+
+    def write(self, frame: Tensor, time: Fraction | None = None) -> None:
+        """The next picture, (3, H, W) uint8 or float in [0, 1]."""
+        path = Path(self._hidden.name, self._paths[len(self._made)].name)
+        try:
+            media.to_pil(frame).save(path, quality=95, subsampling=0)  # of JPEG and WebP; the others are lossless
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
+        self._made.append(path)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._hidden:
+            for made, path in zip(self._made, self._paths, strict=True) if kind is None else ():
+                made.replace(path)
+
+    def _failed(self, error: Exception) -> IveditError:
+        return IveditError(f"cannot write {self._paths[len(self._made)]}: {error}")

@@ -18,6 +18,7 @@ from torch import Tensor
 from ivedit.config.buckets import size_name
 from ivedit.flow import draw_noise
 from ivedit.flow.draws import mix_seed
+from ivedit.media import to_uint8
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,29 @@ class Letterbox:
         if self.source == self.inner:
             return f"kept its size, {size_name(self.source)} (height x width){border}"
         return f"resized {size_name(self.source)} -> {size_name(self.inner)} (height x width){border}, and back"
+
+
+class Cut:
+    """Cuts a source into windows one after the other: (length, 3, h, w) uint8 at the backbone's size.
+
+    The last frame fills what a window has more. Between two calls only the frames that the next window shares are held.
+    """
+
+    def __init__(self, source: Iterable[Tensor], box: Letterbox, windows: Sequence[Window]) -> None:
+        self._frames, self._box = iter(source), box
+        self._coming = iter([*windows[1:], Window(windows[-1].stop, 0)])
+        self.shared = torch.empty(0, 3, *box.target, dtype=torch.uint8)
+
+    def __call__(self, window: Window) -> Tensor:
+        pixels = torch.empty(window.length, 3, *self._box.target, dtype=torch.uint8)
+        known = len(self.shared)
+        pixels[:known] = self.shared
+        for place in range(known, window.length):
+            frame = next(self._frames, None)
+            small = None if frame is None else to_uint8(self._box.into(frame[None].float() / 255)[0])
+            pixels[place] = pixels[place - 1] if small is None else small
+        self.shared = pixels[next(self._coming).start - window.start :].clone()
+        return pixels
 
 
 def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ENTRY_POINTS = {"run", "sweep", "edit", "evaluate", "report", "export"}
 GROUND = {  # anything may import these
-    "errors", "registry", "experiments", "config", "media", "quiet", "filetypes", "ranks",
+    "errors", "registry", "experiments", "config", "media", "animation", "quiet", "filetypes", "ranks",
 }  # fmt: skip
 RECORD = {"runfolder", "recording", "tracking", "tracking_uri"}
 BOTTOM = {"flow", "data", "sprites"}
@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "vigil": {"ranks"},
     "meeting": {"ranks", "runfolder", "errors"},
     "errors": set(),
-    "filetypes": set(),
+    "filetypes": {"errors"},
     "__init__": set(),
 }
 

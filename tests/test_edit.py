@@ -78,7 +78,8 @@ def test_a_long_clip_is_edited_in_blended_windows_and_says_so(command, tmp_path)
     write_video(tmp_path / "clip.mp4", moving(41, 32, 32), Fraction(24))
     code, out, err = command("clip.mp4", "remove the star", "--window", 17, "--overlap", 5, "--out", "new/a.mp4")
     assert code == 0, err
-    assert "kept its size" in out and "41 frames in 3 windows of 17" in out and "padded" not in out
+    assert "kept its size" in out and "41 frames in 3 windows of 17" in out
+    assert "padded" not in out and "keys and values" not in out
     assert read_video(tmp_path / "new" / "a.mp4").pixels.shape == (41, 3, 32, 32)
 
 
@@ -96,6 +97,94 @@ def test_a_picture_is_a_clip_of_one_frame(command, tmp_path):
     assert code == 0, err
     assert read_image(tmp_path / "photo-edited.png").shape == (3, 60, 40)
     assert (tmp_path / "photo-edited-side-by-side.png").exists() and "padded" not in out
+
+
+@pytest.fixture
+def bear(tmp_path):
+    """A folder of nine frames, 8.png to 16.png, and what it shows."""
+    clip = moving(9, 32, 24)
+    (tmp_path / "bear").mkdir()
+    for number, frame in enumerate(clip):
+        to_pil(frame).save(tmp_path / "bear" / f"{number + 8}.png")
+    return clip
+
+
+def test_a_folder_of_frames_is_a_clip_and_becomes_a_film_or_frames_of_the_same_names(
+    command, bear, backbone_folder, editor_file, tmp_path
+):
+    assert torch.equal(torch.stack(list(Clip("bear"))), bear)  # 8, 9, 10, ...
+    code, out, err = command("bear/", "remove the star")
+    assert code == 0, err
+    assert "9 frames without a rate of their own, taken as 16 per second, as Wan 2.1 draws; --fps gives another" in out
+    film = read_video(tmp_path / "bear-edited.mp4")
+    assert film.fps == 16 and film.pixels.shape == bear.shape
+    assert (tmp_path / "bear-edited-side-by-side.mp4").is_file()
+    for _ in range(2):  # frames are written over, as a film is
+        code, out, err = command("bear", "remove the star", "--out", "new/bear", "--fps", "24000/1001")
+        assert code == 0 and "rate" not in out, err
+    made = sorted((tmp_path / "new" / "bear").iterdir())
+    assert {path.name for path in made} == {f"{number}.png" for number in range(8, 17)}
+    frames = torch.stack(list(Clip("new/bear")))
+    to_film, to_source = ((frames.float() - other.float()).abs().mean() for other in (film.pixels, bear))
+    assert 2 * to_film < to_source  # noise, which the film's half as many colours blur
+    assert read_video(tmp_path / "new" / "bear-side-by-side.mp4").fps == Fraction(24000, 1001)
+    pipe = IVEditPipeline.from_pretrained(backbone_folder, editor=editor_file)
+    pipe.edit_video(tmp_path / "bear", "remove the star", tmp_path / "again")
+    assert torch.equal(torch.stack(list(Clip("again"))), frames)
+
+
+def test_frames_that_are_not_finished_are_not_left_behind(bear, backbone_folder, editor_file, tmp_path):
+    def interrupted(steps, total):
+        yield from list(steps)[: total - 1]
+        raise KeyboardInterrupt
+
+    (tmp_path / "old").mkdir()
+    to_pil(bear[0]).save(tmp_path / "old" / "8.png")
+    before = (tmp_path / "old" / "8.png").read_bytes()
+    pipe = IVEditPipeline.from_pretrained(backbone_folder, editor=editor_file)
+    with pytest.raises(KeyboardInterrupt):
+        pipe.edit_video(
+            tmp_path / "bear", "remove the star", tmp_path / "old", progress=interrupted, window=5, overlap=1
+        )
+    assert [path.read_bytes() for path in (tmp_path / "old").iterdir()] == [before]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        ([".", "x"], "is no folder of frames: it has bear", 2),
+        (["empty", "x"], "is no folder of frames: it has no pictures", 2),
+        (["sizes", "x"], "10.png is 16x24 (height x width), but 9.png is 32x24", 1),
+        (["bear", "x", "--out", "bear"], "bear would overwrite the source", 2),
+        (["bear", "x", "--out", "bear/new.mp4"], "would lie among the frames of the source", 2),
+        (["bear", "x", "--out", "sizes"], "sizes holds something else, such as 99.png: name a new folder", 2),
+        (["bear", "x", "--out", "a.avi"], "is a .mp4 file, or a folder: a name without an end", 2),
+        (["bear", "x", "--out", "notes"], "notes cannot be written", 2),
+    ],
+)
+def test_folders_that_are_no_clip_or_cannot_take_one_are_told_in_one_plain_line(
+    command, bear, tmp_path, arguments, message, code
+):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "sizes").mkdir()
+    (tmp_path / "notes").write_text("a file")
+    for name, frame in (("9", bear[0]), ("10", bear[0, :, :16]), ("99", bear[0])):
+        to_pil(frame).save(tmp_path / "sizes" / f"{name}.png")
+    before = sorted(tmp_path.rglob("*"))
+    got, _, err = command(*arguments)
+    assert got == code and message in err and len(err.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_the_source_takes_of_the_memory_is_told_once_where_it_is_much(command, tmp_path, monkeypatch):
+    write_video(tmp_path / "clip.mp4", moving(9, 32, 32), 10)
+    windows = ("clip.mp4", "remove the star", "--window", 5, "--overlap", 1, "--steps", 1)
+    monkeypatch.setattr("ivedit.editor.two_stream.WORTH_TELLING", 1)
+    _, out, _ = command(*windows)
+    assert out.count("the source's keys and values are kept for all steps: 0.00 GB") == 1
+    monkeypatch.setattr("ivedit.editor.two_stream.free_memory", lambda device: 0)
+    _, out, _ = command(*windows)
+    assert out.count("do not fit beside what a step needs of 0.0 GB free") == 1
 
 
 def test_a_clip_of_variable_rate_keeps_its_times(command, tmp_path):
@@ -196,13 +285,13 @@ def test_a_long_clip_is_read_as_its_windows_need_it(backbone_folder, editor_file
     monkeypatch.setattr(pipe.backbone, "encode_pixels", lambda x: shapes.append(tuple(x.shape)) or encode(x))
     held = []
 
-    class Watched(editing._Cut):
+    class Watched(editing.Cut):
         def __call__(self, window):
             pixels = super().__call__(window)
             held.append(len(self.shared))
             return pixels
 
-    monkeypatch.setattr(editing, "_Cut", Watched)
+    monkeypatch.setattr(editing, "Cut", Watched)
     pipe.edit_video(tmp_path / "clip.mp4", "remove the star", tmp_path / "o.mp4", steps=1, window=17)
     assert shapes == [(1, 17, 3, 32, 32)] * 3 and held == [5, 5, 0]
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ivedit.errors import IveditError
-from ivedit.filetypes import PICTURES
+from ivedit.filetypes import PICTURES, frame_files
 from ivedit.media import VideoReader, read_image
 
 __all__ = ["PICTURES", "VIDEOS", "ClipFacts", "clip_facts", "fit_clip", "is_media", "read_clip", "read_mask"]
@@ -83,7 +82,7 @@ def fit_clip(clip: Tensor, to: ClipFacts) -> Tensor:
 def _frames(path: Path) -> Iterator[Tensor]:
     """(3, H, W) uint8 frames in order."""
     if path.is_dir():
-        yield from (read_image(picture) for picture in _pictures(path))
+        yield from (read_image(picture) for picture in frame_files(path))
     elif path.suffix.lower() in PICTURES:
         yield read_image(path)
     elif path.suffix.lower() in VIDEOS:
@@ -93,16 +92,3 @@ def _frames(path: Path) -> Iterator[Tensor]:
         known = ", ".join((*VIDEOS, *PICTURES))
         what = "is neither a video nor a picture" if path.exists() else "does not exist"
         raise IveditError(f"{path} {what}; known are {known}, and folders of pictures")
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """The frames of a folder in the order of the numbers in their names."""
-    files = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    other = sorted(path.name for path in files if path.suffix.lower() not in PICTURES)
-    if other or not files:
-        raise IveditError(f"{folder} is no folder of frames: it has {other[0] if other else 'no pictures'}")
-
-    def order(path: Path) -> list[tuple[int, str]]:
-        return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.stem)]
-
-    return sorted(files, key=order)
