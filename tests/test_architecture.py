@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "runfolder": GROUND,
     "windows": {"flow"} | GROUND,
     "media": {"errors"},
+    "animation": {"media"},
     "config": {"errors", "experiments", "registry"},
     "experiments": {"errors"},
     "registry": {"errors"},

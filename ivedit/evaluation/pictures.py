@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ivedit.animation import write_animation
 from ivedit.evaluation.gates import GateSample, GateScores
 from ivedit.evaluation.scoring import Kept
 from ivedit.evaluation.summary import in_order
@@ -26,6 +27,8 @@ FPS = 8
 STRIP_FRAMES = 6
 STRIP_CELL = 128
 GATE_BLOCKS = 4
+MOVING = 8
+"""Clips in the animation of all."""
 
 FRAMES = "frames"
 """Folder under media/ with bare frames: ``<clip>-source.png``, ``<clip>-edit.png`` (the run's own) and
@@ -33,13 +36,14 @@ FRAMES = "frames"
 
 
 def write_media(folder: Path, kept: Kept, editors: Sequence[str], results: Mapping[str, Any]) -> dict[str, Path]:
-    """A film strip and a side-by-side mp4 of each kept clip: source, each editor's edit, truth.
+    """A film strip and a side-by-side mp4 of each kept clip: source, each editor's edit, truth; one GIF of them all.
 
     Without editors the frozen backbone's clip stands in the middle, when it is a row. Returns {key: file}. The bare
     frames of the first editor go to `FRAMES` beside them.
     """
     shown = [name for name in editors if name in kept.edits] or [name for name in ("frozen",) if name in kept.edits]
     written: dict[str, Path] = {}
+    panels = []
     videos = can_write_video()
     if kept.source and not videos:
         log.info("no mp4s: PyAV is not installed")
@@ -47,6 +51,7 @@ def write_media(folder: Path, kept: Kept, editors: Sequence[str], results: Mappi
         clip = results["clips"][number]
         stem = f"{number:02d}-{clip['operation']}"
         rows = {"source": source, **{name: kept.edits[name][number] for name in shown}, "truth": truth}
+        panels.append((clip["instruction"], rows))
         title = f'{clip["operation"].replace("_", " ")}: "{clip["instruction"]}"   (edited / kept PSNR)'
         _write_frames(folder / FRAMES, stem, source, kept.edits[shown[0]][number] if shown else None, truth)
         labelled = {_marked(name, results["rows"], number): pixels for name, pixels in rows.items()}
@@ -56,6 +61,8 @@ def write_media(folder: Path, kept: Kept, editors: Sequence[str], results: Mappi
         written[f"strip-{stem}"] = path
         if videos and len(source) > 1:
             written[f"clip-{stem}"] = write_video(folder / f"clip-{stem}.mp4", side_by_side(rows), FPS)
+    if panels and len(kept.source[0]) > 1:
+        written["edits"] = write_animation(folder / "edits.gif", panels[:MOVING], fps=FPS)
     return written
 
 

@@ -155,7 +155,8 @@ def test_pictures_and_videos_are_written_and_logged(done):
 
     _, run, results = done
     names = {path.name for path in run.media.iterdir() if path.is_file()}
-    assert {"strip-00-recolour.png", "strip-01-reshape.png", "clip-00-recolour.mp4", "success.png"} <= names
+    strips = {"strip-00-recolour.png", "strip-01-reshape.png"}
+    assert strips | {"clip-00-recolour.mp4", "success.png", "edits.gif"} <= names
     assert any(name.startswith("gate-tiny-") for name in names) and not any("gate-open" in name for name in names)
     assert {f"media/{name}" for name in names} == set(results["media"])
     assert len(read_video(run.media / "clip-00-recolour.mp4").pixels) == 5
