@@ -227,7 +227,7 @@ class Clip:
                     f"{size_name(self.size)}: the frames of a clip have one size"
                 )
             self.times.append(number / self.fps)
-        if fps is None and not self.picture:
+        if fps is None and len(self.frames) > 1:
             rate = f"{FRAMES_RATE} per second, as Wan 2.1 draws; --fps gives another"
             self.notes.append(f"{len(self.frames)} frames without a rate of their own, taken as {rate}")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -47,11 +48,7 @@ def read_video(path: str | Path, max_frames: int | None = None) -> Video:
     Raises IveditError, with the file's name, when it is missing, is no video, is empty or is damaged.
     """
     with VideoReader(path) as reader:
-        frames = []
-        for _, frame in reader:
-            frames.append(frame)
-            if len(frames) == max_frames:
-                break
+        frames = [frame for _, frame in itertools.islice(reader, max_frames)]
         return Video(torch.stack(frames), reader.fps, reader.has_audio)
 
 
@@ -272,6 +269,8 @@ def read_image(path: str | Path) -> Tensor:
     try:
         with PIL.Image.open(path) as opened:
             upright = PIL.ImageOps.exif_transpose(opened)
+            if upright.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
+                upright = upright.convert("I").point(lambda level: level * (1 / 257) + 0.5).convert("L")
             if upright.mode in ("RGBA", "LA", "P"):
                 layer = upright.convert("RGBA")
                 upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", layer.size, "white"), layer)

@@ -215,6 +215,9 @@ def test_pictures_come_upright_and_on_white(tmp_path):
     assert torch.equal(read_image(tmp_path / "turned.png"), torch.rot90(moving(1)[0], -1, (-2, -1)))
     PIL.Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert read_image(tmp_path / "clear.png").min() == 255
+    deep = torch.arange(256, dtype=torch.int32).reshape(16, 16) * 257 + 100  # of 65535
+    PIL.Image.fromarray(deep.clamp_max(65535).numpy().astype("uint16")).save(tmp_path / "deep.png")
+    assert torch.equal(read_image(tmp_path / "deep.png"), (deep // 257).to(torch.uint8).expand(3, 16, 16))
     assert torch.equal(from_pil(to_pil(moving()[0])), moving()[0])
     (tmp_path / "bad.png").write_bytes(b"\x89PNG nothing")
     for name in ("bad.png", "missing.png"):
