@@ -51,7 +51,8 @@ def clip_facts(path: Path) -> ClipFacts:
         count += 1
         sizes.add((frame.shape[-2], frame.shape[-1]))
     if len(sizes) != 1:
-        raise IveditError(f"{path} has frames of different sizes: {', '.join(f'{h}x{w}' for h, w in sorted(sizes))}")
+        found = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
+        raise IveditError(f"{path} has frames of different sizes (height x width): {found}")
     ((height, width),) = sizes
     return ClipFacts(count, height, width)
 

@@ -293,11 +293,12 @@ def _clip(entries: Sequence[Entry], facts: Mapping[Path, ClipFacts], fit: bool) 
                 problems.append(f"clip {first.id!r}: {first.method} and {other.method} have another {name}")
     size = facts[first.edited]
     if min(size.height, size.width) < SMALLEST:
-        problems.append(f"clip {first.id!r}: the edit is {size.height}x{size.width}; {SMALLEST} pixels are the least")
+        problems.append(f"clip {first.id!r}: the edit is {size.height}x{size.width} (height x width); "
+                        f"{SMALLEST} pixels are the least")  # fmt: skip
     for entry in entries[1:]:
         if facts[entry.edited] != size:
-            problems.append(f"clip {first.id!r}: {first.method} wrote {size}, {entry.method} {facts[entry.edited]}; "
-                            "every method is scored on the same frames")  # fmt: skip
+            problems.append(f"clip {first.id!r}: {first.method} wrote {size}, {entry.method} {facts[entry.edited]} "
+                            "(height x width); every method is scored on the same frames")  # fmt: skip
     fitted = False
     for name in ("source", "truth", "mask"):
         path = getattr(first, name)
@@ -307,7 +308,7 @@ def _clip(entries: Sequence[Entry], facts: Mapping[Path, ClipFacts], fit: bool) 
             fitted = True
             continue
         hint = "it is too short" if fit else "make them alike, or let --fit cut and scale it to the edit"
-        problems.append(f"clip {first.id!r}: {name} has {facts[path]}, the edit {size}; {hint}")
+        problems.append(f"clip {first.id!r}: {name} has {facts[path]}, the edit {size} (height x width); {hint}")
     if problems:
         raise ConfigError(problems)
     return EditedClip(

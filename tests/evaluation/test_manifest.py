@@ -130,7 +130,7 @@ def test_a_damaged_file_is_known_before_anything_is_scored(folder: Path, damage:
 def test_lengths_and_sizes_that_differ_are_refused_or_fitted(folder: Path):
     write(folder / "sources" / "0.mp4", moving(0, frames=7, size=(64, 96)))
     said = problems(folder)
-    assert "source has 7 frames of 64x96, the edit 5 frames of 32x48" in said and "--fit" in said
+    assert "source has 7 frames of 64x96, the edit 5 frames of 32x48 (height x width)" in said and "--fit" in said
     clip = read_manifest([folder], fit=True).clips[0]
     assert clip.fitted and clip.facts == ClipFacts(5, 32, 48)
     write(folder / "sources" / "0.mp4", moving(0, frames=4))
@@ -175,7 +175,7 @@ def test_tiny_frames_are_refused(folder: Path):
         write(folder / part / "0.mp4", moving()[..., :12, :12])
     rewrite(folder, drop(0, "mask"))
     shutil.rmtree(folder / "masks" / "0")
-    assert "12x12; 16 pixels are the least" in problems(folder)
+    assert "12x12 (height x width); 16 pixels are the least" in problems(folder)
 
 
 @given(
