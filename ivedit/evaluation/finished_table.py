@@ -13,7 +13,7 @@ from typing import Any
 
 from ivedit.evaluation.manifest import CONTROL
 from ivedit.evaluation.metrics import METRICS, MOVES_OTHERWISE
-from ivedit.evaluation.statistics import Estimate
+from ivedit.evaluation.statistics import Estimate, few_clips
 from ivedit.evaluation.tables import cell_text, markdown_table, metric_label
 
 __all__ = ["clip_rows", "clips_csv", "format_evaluation", "judge_label"]
@@ -69,10 +69,13 @@ def _heading(results: Mapping[str, Any]) -> str:
     clips, methods = results["clips"], results["methods"]
     sizes = Counter(f"{clip['frames']} frames of {clip['height']}x{clip['width']}" for clip in clips)
     most, _ = sizes.most_common(1)[0]
+    few = few_clips([results["rows"], results["paired"], results.get("judge")])
+    few += "\n" if few else ""
     shown = most if len(sizes) == 1 else f"{len(sizes)} sizes, most often {most}"
     return (
         f"# {results['name']}: {len(clips)} clips, {len(methods)} method{'s' if len(methods) > 1 else ''}\n\n"
         f"{shown}. Brackets: 95% interval over clips; (n/N): clips with a value, where not all have one.\n"
+        f"{few}"
         f"Success: edited region above {results['thresholds']['edited_db']:g} dB and kept region above "
         f"{results['thresholds']['kept_db']:g} dB over all frames."
     )

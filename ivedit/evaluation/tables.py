@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ivedit.evaluation.metrics import METRICS
-from ivedit.evaluation.statistics import Estimate
+from ivedit.evaluation.statistics import Estimate, few_clips
 from ivedit.evaluation.summary import HEADLINE, in_order
 from ivedit.runfolder import list_gpus
 
@@ -92,14 +92,14 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _heading(results: Mapping[str, Any]) -> str:
     sampling, thresholds = results["sampling"], results["thresholds"]
-    clips = results["clips"]
+    clips, few = results["clips"], few_clips([results["rows"], results["paired"]])
     kinds = len({clip["operation"] for clip in clips})
     return (
         f"# {results['name']}: {len(clips)} held-out clips\n\n"
         f"Split `{results['split']}`, {kinds} operations, {results['frames']} frames a clip; {sampling['steps']} "
         f"{sampling['scheduler']} steps, guidance {sampling['guidance']:g}.\nSuccess: edited region above "
         f"{thresholds['edited_db']:g} dB and kept region above {thresholds['kept_db']:g} dB over all frames. "
-        "Brackets: 95% interval over clips."
+        "Brackets: 95% interval over clips." + (f"\n{few}" if few else "")
     )
 
 
@@ -119,9 +119,9 @@ def _paired(results: Mapping[str, Any]) -> str:
             continue
         for control, found in controls.items():
             edited = found["edited_psnr"]
-            sure = edited["low"] is not None and edited["low"] > 0
+            sure = "-" if edited["low"] is None else "yes" if edited["low"] > 0 else "no"
             decibels = (cell_text(metric, found[metric]) for metric in ("edited_psnr", "kept_psnr"))
-            rows.append([f"{name} - {control}", *decibels, "yes" if sure else "no"])
+            rows.append([f"{name} - {control}", *decibels, sure])
     if not rows:
         return ""
     head = ["paired by clip", "edited PSNR, dB", "kept PSNR, dB", "edits better, at 95%"]

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 import ivedit
+from ivedit.evaluation.statistics import few_clips
 from ivedit.evaluation.summary import HEADLINE
 from ivedit.evaluation.tables import cell_text, markdown_table, metric_label
 from ivedit.exporting.record import MARK, Record
@@ -172,6 +173,7 @@ def _results(record: Record) -> list[str]:
             f"Success: edited region above {limits['edited_db']:g} dB and kept region",
             f"above {limits['kept_db']:g} dB over",
             "all frames, against the true edit. Brackets: 95% interval over clips. One training seed.",
+            *([few] if (few := few_clips(rows)) else []),
         ),
         "",
         markdown_table(["row", *(metric_label(name) for name in shown)], table),

@@ -8,7 +8,15 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivedit.evaluation.statistics import detectable_difference, mean_interval, paired_difference, share_interval
+from ivedit.evaluation.statistics import (
+    FEWEST,
+    _bca_quantiles,
+    detectable_difference,
+    few_clips,
+    mean_interval,
+    paired_difference,
+    share_interval,
+)
 
 
 def test_95_percent_intervals_cover_the_truth_about_95_percent_of_the_time():
@@ -23,7 +31,9 @@ def test_95_percent_intervals_cover_the_truth_about_95_percent_of_the_time():
 def test_it_agrees_with_scipys_bca():
     values = np.random.default_rng(1).exponential(size=80)
     ours = mean_interval(values, resamples=20_000)
-    theirs = scipy.stats.bootstrap((values,), np.mean, method="BCa", n_resamples=20_000).confidence_interval
+    drawn = np.random.default_rng(2)  # unseeded, one draw in some hundred is further off
+    found = scipy.stats.bootstrap((values,), np.mean, method="BCa", n_resamples=20_000, random_state=drawn)
+    theirs = found.confidence_interval
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
 
 
@@ -42,10 +52,32 @@ def test_an_interval_holds_its_mean_counts_its_clips_and_repeats(values):
         assert min(present) - 1e-9 <= found.low <= found.high <= max(present) + 1e-9
 
 
-def test_one_value_has_no_interval_and_equal_values_have_one_without_width():
-    assert mean_interval([3.0]).low is None
-    same = mean_interval([2.0] * 5)
+def test_few_values_have_no_interval_and_equal_ones_have_one_without_width():
+    for count in range(1, FEWEST):
+        few = mean_interval(range(count))
+        assert (few.low, few.high, few.mean, few.n) == (None, None, (count - 1) / 2, count)
+        assert mean_interval([2.0] * count).low is None
+    same = mean_interval([2.0] * FEWEST)
     assert (same.low, same.mean, same.high) == (2, 2, 2)
+
+
+def test_the_fewest_values_are_those_whose_interval_misses_less_than_a_fifth():
+    def covered(count: int) -> float:
+        rng, hits = np.random.default_rng(count), 0
+        for _ in range(250):
+            values = rng.exponential(size=count)
+            means = values[np.random.default_rng(0).integers(0, count, size=(300, count))].mean(axis=1)
+            low, high = np.quantile(means, _bca_quantiles(values, means, values.mean()))
+            hits += low <= 1 <= high
+        return hits / 250
+
+    assert covered(2) < 0.55 and covered(3) < 0.75 and covered(FEWEST) > 0.8
+
+
+def test_a_table_says_why_means_of_few_clips_have_no_interval():
+    lone, few, enough = (mean_interval(range(count)).as_dict() for count in (1, 5, 8))
+    assert few_clips({"rows": [lone, enough], "n": 3}) == "" == few_clips(None)
+    assert "fewer than 8 clips have no interval" in few_clips({"rows": [enough, {"psnr": few}]})
 
 
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -86,5 +118,6 @@ def test_the_detectable_difference_is_the_designs_table():
 
 
 def test_text_shows_the_interval_and_the_missing_clips():
-    assert mean_interval([1.0, 1.0, math.nan]).text(1) == "1.0 [1.0, 1.0] (2/3)"
+    assert mean_interval([1.0] * 8 + [math.nan]).text(1) == "1.0 [1.0, 1.0] (8/9)"
+    assert mean_interval([1.0, 2.0, math.nan]).text(1) == "1.5 (2/3)"
     assert mean_interval([math.nan]).text() == "-"

@@ -61,8 +61,9 @@ _BESIDE = (
 
 _REST = """
 **Intervals** are 95% over clips: bias-corrected accelerated bootstrap for means, Wilson's for shares (a bootstrap of
-0 in 3 clips would claim certainty). Differences between rows are paired by clip: all rows see the same clips and the
-same noise.
+0 in 3 clips would claim certainty). A mean of fewer than 8 clips has none: of 2 clips it would hold the truth in half
+of all cases, of 5 in 77 to 87% (simulated). Differences between rows are paired by clip: all rows see the same clips
+and the same noise.
 """
 
 
