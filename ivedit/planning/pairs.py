@@ -27,6 +27,8 @@ def with_counted_pairs(cfg: Any) -> tuple[Any, str]:
         return cfg, ""
     if data.reader not in ("folder", "set") or data.streaming:
         return cfg, "as data.pairs says: the set is read while training"
+    if data.path is None and data.preset is None:
+        return cfg, "as data.pairs says: data.path is not given"
     if data.path is None or not Path(data.path).expanduser().exists():
         return cfg, "as data.pairs says: the set is not on this machine"
     from ivedit.data.record import build_reader

@@ -51,6 +51,7 @@ def test_parquet_is_counted_without_its_pictures_and_never_beyond_what_is_asked_
     ("data", "told"),
     [
         ({}, ""),
+        ({"reader": "folder"}, "data.path is not given"),
         ({"reader": "set", "path": "owner/name"}, "not on this machine"),
         ({"reader": "set", "preset": "omniedit"}, "not on this machine"),
         ({"reader": "set", "path": ".", "streaming": True}, "read while training"),
