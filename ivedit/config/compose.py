@@ -31,6 +31,11 @@ __all__ = [
 NEEDED = "???"
 """What a file writes for a setting that only the person who runs it can know, such as where the data lies."""
 
+PLACES = (
+    "backbone.path", "data.cache_dir", "data.path", "data.preset", "init_from", "judge.path", "output_dir", "resume",
+)  # fmt: skip
+"""Settings that name a file or folder: ``~`` stands for the home folder, which no shell puts into ``key=~/x``."""
+
 RESUME_MAY_CHANGE = (
     "backbone.gradient_checkpointing",  # how a step is computed, not what comes out: for a run that ran out of memory
     "backbone.path",  # the same weights may lie elsewhere; their fingerprint is checked
@@ -179,6 +184,8 @@ def _stack(experiment: str, layers: list[Layer], for_reading: bool = False) -> C
             problems.append(f"{key}: {bad} ({last.source})")
             wrong.add(key)
             values[key] = item.default
+        if key in PLACES and str(values[key]).startswith("~"):
+            values[key] = str(Path(values[key]).expanduser())
         history[key][-1] = dataclasses.replace(last, value=values[key] if key not in wrong else last.value)
     config = _build(values)
     sources = {key: past[-1].source for key, past in history.items()}

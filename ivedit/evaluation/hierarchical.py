@@ -100,7 +100,8 @@ def seeds_interval(values: ArrayLike, *, share: bool = False, resamples: int = 4
         return SeedEstimate(mean, flat.low, flat.high, n, total, means, 1.0 if mean == 0 else 0.0)
     if k == 1:
         found = (share_interval if share else mean_interval)(table[0])
-        return SeedEstimate(mean, found.low, found.high, n, total, means, _t_test(table[0])[0], method="clips")
+        p = None if found.low is None else _t_test(table[0])[0]
+        return SeedEstimate(mean, found.low, found.high, n, total, means, p, method="clips")
     if n == 1:
         p, half = _t_test(table[:, 0])
         return SeedEstimate(mean, mean - half, mean + half, n, total, means, p, method="seeds")

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 import ivedit
 from ivedit.config import Config, ConfigError, from_dict, load, to_dict, to_yaml
-from ivedit.config.compose import compose
+from ivedit.config.compose import PLACES, compose
 from ivedit.config.fields import fields, show
 
 PACKAGE = Path(ivedit.__file__).parent
@@ -274,3 +274,10 @@ def test_every_scalar_setting_survives_yaml(data: st.DataObject):
         return
     assert from_dict(OmegaConf.to_container(OmegaConf.create(to_yaml(config)))) == config
     assert show(value) in show(getattr(getattr(config, group) if group else config, name)) or field.kind == "float"
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_place_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = load("quickstart", "output_dir=~/runs", "data.cache=disk", "data.cache_dir=~/c")
+    assert (cfg.output_dir, cfg.data.cache_dir) == (str(tmp_path / "runs"), str(tmp_path / "c"))
+    assert set(PLACES) <= set(fields())

@@ -113,6 +113,8 @@ def test_one_seed_has_the_interval_over_clips_and_says_so():
     assert (found.low, found.high, found.method) == (plain.low, plain.high, "clips")
     hits = (values > 0).astype(float)
     assert seeds_interval(hits, share=True).low == share_interval(hits[0]).low
+    few = seeds_interval(values[:, :5])
+    assert few.mean is not None and (few.low, few.high, few.p) == (None, None, None)
 
 
 def test_shares_stay_between_0_and_1_and_unanimity_is_not_certainty():
