@@ -53,6 +53,7 @@ def test_another_rank_opens_the_folder_of_rank_zero(run, monkeypatch):
 
 def test_a_lone_rank_says_how_to_name_the_folder(monkeypatch):
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.delenv("IVEDIT_RUN_FOLDER", raising=False)
     with pytest.raises(IveditError, match="IVEDIT_RUN_FOLDER"):
         RunFolder.create(Config())

@@ -89,7 +89,12 @@ def unknown(names: list[str], known: tuple[str, ...], what: str) -> Iterator[str
 
 
 def no_editor(place: str) -> Iterator[str]:
-    """A line for a file or folder that is there and holds no trained editor; its weights are not looked at."""
+    """A line for a file or folder that is there and holds no trained editor; its weights are not looked at.
+
+    The one that ships with the package is not read: every start would pay for it.
+    """
+    if place == "shipped":
+        return
     try:
         read_editor_header(resolve_editor_file(place))
     except ConfigError as error:
