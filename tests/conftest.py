@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -31,6 +32,9 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 # A test must not write into the store, or join the run, that a person's shell names.
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "IVEDIT_RUN_FOLDER"):
     os.environ.pop(name, None)
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
