@@ -72,4 +72,4 @@ def test_in_the_record_every_fault_shows_where_it_must_and_doing_nothing_comes_l
 
 @pytest.mark.slow
 def test_a_smaller_ranking_made_now_says_the_same(ranking):
-    holds(ranking.measure(10, 16, None), 0.75)  # so few clips that two make a sixth
+    holds(ranking.measure(6, 8, None), 0.75)  # so few clips that one is an eighth
