@@ -49,6 +49,7 @@ class TwoStreamEditor(Editor):
 
     def __init__(self, config: Mapping[str, Any], backbone: Backbone) -> None:
         super().__init__(config, backbone)
+        self._told = ""
         spec = backbone.spec
         width = check_width(config["width"], spec)
         hidden = self.adapter_width(config, spec)
@@ -126,14 +127,21 @@ class TwoStreamEditor(Editor):
                     f"the source's keys and values, {size / 1e9:.1f} GB, do not fit beside what a step needs of "
                     f"{free / 1e9:.1f} GB free: each step projects them anew, slower and with an equal result"
                 )
-                _log.warning("%s", note)
+                self._tell(logging.WARNING, note)
                 return SourceContext(source_latents, features=tuple(features), note=note)
             features.pop(0)
             for module in self.modules_of[1:]:
                 projected.append(module.project(features.pop(0), rotary))
         note = f"the source's keys and values are kept for all steps: {size / 1e9:.2f} GB"
-        _log.info("%s", note)
-        return SourceContext(source_latents, projected=tuple(projected), note=note if size >= WORTH_TELLING else "")
+        worth = size >= WORTH_TELLING
+        self._tell(logging.INFO if worth else logging.DEBUG, note)
+        return SourceContext(source_latents, projected=tuple(projected), note=note if worth else "")
+
+    def _tell(self, level: int, note: str) -> None:
+        """Log, once for clips of one size: an evaluation has hundreds of them."""
+        if note != self._told:
+            self._told = note
+            _log.log(level, "%s", note)
 
     def velocity(
         self,

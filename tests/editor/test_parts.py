@@ -295,15 +295,19 @@ def test_source_keys_and_values_are_kept_where_half_of_the_free_memory_holds_the
     states = backbone.encode_text(["a", "a"])
     text, latents = EditText(states, states, states), torch.zeros(2, 4, 1, 6, 10)
     caplog.set_level("INFO", "ivedit")
+    monkeypatch.setattr("ivedit.editor.two_stream.WORTH_TELLING", 1)
     kept = editor.prepare(backbone, latents, text, project=True)
+    editor.prepare(backbone, latents, text, project=True)  # the next clip of an evaluation says nothing new
     assert len(kept.projected) == len(editor.blocks) and not kept.features
     assert caplog.messages == [f"the source's keys and values are kept for all steps: {kept.bytes() / 1e9:.2f} GB"]
-    assert not kept.note  # too little to tell whoever waits
+    assert caplog.messages == [kept.note]
+    monkeypatch.setattr("ivedit.editor.two_stream.WORTH_TELLING", 10**8)
     for free in (2 * kept.bytes(), 2 * kept.bytes() - 1):
         caplog.clear()
         monkeypatch.setattr("ivedit.editor.two_stream.free_memory", lambda device, free=free: free)
         context = editor.prepare(backbone, latents, text, project=True)
         assert bool(context.projected) == (free == 2 * kept.bytes())
+        assert context.projected == () or not (context.note or caplog.messages)  # too little to tell whoever waits
     assert len(context.features) == len(editor.blocks) and context.bytes() < kept.bytes()
     assert caplog.messages == [context.note] and "do not fit beside" in context.note
     assert "each step projects them anew" in context.note
