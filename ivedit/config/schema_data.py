@@ -74,8 +74,7 @@ class DataConfig:
         0.0, "Share of samples with an empty instruction and target = source, which teaches to keep.", min=0, max=1
     )
     bad_share: float = _f(
-        0.01, "Stop when more than this share of the records read is corrupt or missing; a single one is always "
-        "skipped, unless this is 0.", min=0, max=1
+        0.01, "Stop when more than this share of the records read is corrupt or missing.", min=0, max=1
     )
     workers: int = _f(0, "Loader processes.", min=0)
     cache: str = _f(

@@ -35,8 +35,6 @@ _IN_A_ROW = 1000  # unreadable pairs in a row before reading gives up
 class BadShare:
     """Counts unusable pairs of one split, says each once, and stops the run above a share.
 
-    A single one never stops it, however small the split, unless the share is 0.
-
     Args:
         total: Pairs of the split.
         share: `data.bad_share`.
@@ -64,9 +62,7 @@ class BadShare:
                 log.warning("skipped %s pair %s", self.split, problem)
         # The first few pairs say little about the share: it is taken of a thousand pairs at least, or of all there are.
         base = max(len(self._seen), min(self.total, _FLOOR))
-        # One broken file is no broken set: a hundredth of fifty pairs would bear none.
-        borne = max(self.share * base, 1 if self.share else 0)
-        if len(self.bad) > borne + 1e-6:  # 0.29 * 100 is less than 29
+        if len(self.bad) > self.share * base + 1e-6:  # 0.29 * 100 is less than 29
             first = "; ".join(str(problem) for problem in list(self.bad.values())[:_NAMED])
             enough = math.ceil(100 * len(self.bad) / base) / 100
             raise IveditError(

@@ -135,7 +135,7 @@ def test_broken_pairs_stay_broken_when_the_rest_is_cached(photos, tmp_path):
     first, second = _module(cfg, ToyEncoders()), _module(cfg, ToyEncoders())
     assert _all(first).keys() == _all(second).keys()
     assert "p3" not in _all(second)
-    cfg.data.bad_share = 0.0
+    cfg.data.bad_share = 0.01
     with pytest.raises(IveditError, match=r"p3 \(bilder/3.png\): is empty"):
         _module(cfg, ToyEncoders())
 

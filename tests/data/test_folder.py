@@ -123,13 +123,12 @@ def test_the_run_stops_when_too_many_pairs_are_broken(caplog):
     assert [record.message for record in caplog.records].count("skipped train pair p3 (a.png): is empty") == 1
 
 
-def test_one_broken_pair_does_not_stop_a_small_set_and_two_do():
-    guard = BadShare(total=50, share=0.01, split="val")
-    guard.note([0, 1], [(1, BadRecord("p1 (a.png)", "is empty"))])
-    with pytest.raises(IveditError, match=r"2 of 4 val pairs read \(50 in all\).*to 0.04 or more"):
-        guard.note([2, 3], [(3, BadRecord("p3 (b.png)", "is empty"))])
-    with pytest.raises(IveditError, match=r"data\.bad_share=0 allows"):
-        BadShare(total=50, share=0.0, split="val").note([1], [(1, BadRecord("p1 (a.png)", "is empty"))])
+@pytest.mark.parametrize(("total", "broken", "enough"), [(50, 1, 0.02), (50, 2, 0.04), (100, 29, 0.29), (7, 1, 0.15)])
+def test_the_share_that_the_error_names_is_enough(total, broken, enough):
+    bad = [(i, BadRecord(f"p{i}", "is empty")) for i in range(broken)]
+    with pytest.raises(IveditError, match=rf"to {enough:g} or more"):
+        BadShare(total, 0.01, "val").note(range(total), bad)
+    BadShare(total, enough, "val").note(range(total), bad)
 
 
 def test_a_share_of_one_bears_everything_but_nothing_readable(photos):

@@ -217,8 +217,8 @@ def test_broken_pairs_are_named_and_stood_in_for_within_their_batch(tmp_path, hu
     seen = [name for batch in batches(pairs, 7) for name in batch["ids"]]
     assert len(seen) == 28 and len(set(seen)) == 27
     assert "skipped train pair train-00000-of-00003.parquet row 7 (source): is damaged" in caplog.text
-    with pytest.raises(IveditError, match=r"data\.bad_share=0 allows"):
-        batches(module(hub, path=str(root), bad_share=0.0, pairs=28), 7)
+    with pytest.raises(IveditError, match=r"data\.bad_share=0\.01"):
+        batches(module(hub, path=str(root), bad_share=0.01, pairs=28), 7)
 
 
 def test_rows_that_a_column_keeps_from_training_are_left_out(tmp_path, hub):
