@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from ivedit.config.schema import Config
 from ivedit.data.datamodule import PairDataModule
 from ivedit.editor import build_editor
+from ivedit.ranks import leave
 from ivedit.training import train
 from tests.backbone.tiny import tiny_backbone
 
@@ -42,3 +46,12 @@ def run_edit(folder: Path, cfg: Config, *, tracker: Any = None, pause: float = 0
         datamodule._batches = slowly
     outcome = train(cfg, backbone, editor, datamodule, SimpleNamespace(path=Path(folder)), tracker)
     return outcome, editor, backbone
+
+
+if __name__ == "__main__":  # python edits.py FOLDER EPOCHS ACCUMULATE DEVICES
+    torch.set_num_threads(1)
+    cfg = edit_config(
+        epochs=int(sys.argv[2]), accumulate=int(sys.argv[3]), devices=int(sys.argv[4]), checkpoint_every=2
+    )
+    run_edit(Path(sys.argv[1]), cfg)
+    leave()  # threads of a process group that nobody ends may abort the process at its exit

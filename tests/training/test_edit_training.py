@@ -4,7 +4,10 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +24,8 @@ from ivedit.training.module import training_shift
 from ivedit.training.run import total_steps
 from tests.backbone.tiny import tiny_backbone
 from tests.training.edits import edit_config, run_edit
+
+SCRIPT = Path(__file__).parent / "edits.py"
 
 
 class Records:
@@ -367,3 +372,24 @@ def test_a_process_killed_at_random_moments_ends_with_the_same_weights(tmp_path)
         assert torch.equal(a["state_dict"][name], b["state_dict"][name])
     files = [(tmp_path / d / "checkpoints/editor.safetensors").read_bytes() for d in ("whole", "cut")]
     assert files[0] == files[1]
+
+
+def start_ranks(folder, epochs, accumulate, devices):
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command = [sys.executable, str(SCRIPT), str(folder), str(epochs), str(accumulate), str(devices)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
+    run_edit(tmp_path / "one", edit_config(epochs=1, accumulate=2, checkpoint_every=2))
+    two = start_ranks(tmp_path / "two", 1, 1, devices=2)
+    _, err = two.communicate(timeout=300)
+    assert two.returncode == 0, err
+    a, b = (read_checkpoint(tmp_path / d / "checkpoints" / LAST) for d in ("one", "two"))
+    assert a["global_step"] == b["global_step"] == 3
+    for name in a["state_dict"]:
+        torch.testing.assert_close(a["state_dict"][name], b["state_dict"][name], rtol=1e-2, atol=1e-3)
+    losses = [c["callbacks"]["Validation"]["values"]["loss"] for c in (a, b)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
