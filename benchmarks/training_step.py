@@ -1,12 +1,12 @@
-"""How long one training step takes: the real training, its step captured as a CUDA graph or eager, and a bare loop.
+"""How long one training step takes: the real training, its step captured as a CUDA graph or eager.
 
-    python benchmarks/training_step.py                    # a GPU: captured, eager, bare
-    python benchmarks/training_step.py --device cpu       # eager, bare
+    python benchmarks/training_step.py                    # a GPU: captured, eager
+    python benchmarks/training_step.py --device cpu       # eager
 
-The first two are whole runs of ``python -m ivedit.run experiment=imvideoedit`` in a temporary folder; their pace is
-read from metrics.jsonl, so it holds everything that training does between two logged lines (batches, draws, optimiser,
-averaging, logging). The bare loop is the same arithmetic written by hand, without Trainer, averaging and logging. The
-first window compiles, captures and warms up; it is kept but not counted.
+Whole runs of ``python -m ivedit.run experiment=imvideoedit`` in a temporary folder; their pace is read from
+metrics.jsonl, so it holds everything that training does between two logged lines (batches, draws, optimiser, averaging,
+logging). The first window captures and warms up; it is kept but not counted. What of a step is the framework's is
+measured by ``wan.py --parts sprites``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 paces[name] = run_pace([*settings, f"train.capture={capture}"], Path(folder) / name)
         except subprocess.CalledProcessError as error:
             return int(error.returncode)
-        paces["bare"], weights, batch = bare_pace(settings, device, given.window)
+        weights, batch = sizes(settings)
     report = {
         "benchmark": "training_step",
         "settings": [text for text in settings if not text.startswith("data.cache_dir")],
@@ -108,63 +106,15 @@ def run_pace(settings: list[str], output: Path) -> list[float]:
     return [row["train/steps_per_second"] for row in rows if "train/steps_per_second" in row]
 
 
-def bare_pace(settings: list[str], device: str, window: int) -> tuple[list[float], int, int]:
-    """Steps per second in each window of a loop with nothing around it; trained weights; pairs per step."""
-    import torch
-
+def sizes(settings: list[str]) -> tuple[int, int]:
+    """Trained weights, and pairs of a step."""
     from ivedit.backbone import Backbone
     from ivedit.config.compose import compose
-    from ivedit.data.datamodule import PairDataModule
-    from ivedit.editor import build_editor
+    from ivedit.editor import build_editor, parameter_count
 
-    print("bare: training ...", flush=True)
     cfg = compose(settings).config
-    backbone = Backbone.load(cfg.backbone.path, dtype=cfg.backbone.dtype, device=device, text_length=cfg.text.length)
-    editor = build_editor(cfg.editor, backbone, seed=cfg.seed).to(device)
-    pairs = PairDataModule(cfg, backbone.encode_pixels, backbone.encode_text, backbone.fingerprint(), device=device)
-    pairs.trainer = SimpleNamespace(global_rank=0, world_size=1)  # type: ignore[assignment]
-    pairs.setup("fit")
-    weights = list(editor.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=cfg.train.lr, betas=(0.9, 0.99), fused=device == "cuda")
-    batches: list[Any] = list(pairs.train_dataloader())  # held, so that making them costs nothing
-
-    def wait() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    assert cfg.train.max_steps is not None  # among the settings
-    paces, since = [], wait()
-    for step in range(1, cfg.train.max_steps + 1):
-        loss = velocity_loss_of(backbone, editor, batches[step % len(batches)], device)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, cfg.train.clip)
-        optimizer.step()
-        if step % window == 0:
-            now = wait()
-            paces.append(window / (now - since))
-            since = now
-    return paces, sum(weight.numel() for weight in weights), cfg.train.batch_size
-
-
-def velocity_loss_of(backbone: Any, editor: Any, batch: dict[str, Any], device: str) -> Any:
-    """Mean flow-matching loss of one batch, with one draw of noise and timestep a pair."""
-    import torch
-
-    from ivedit.editor import EditText
-    from ivedit.flow import interpolate, sample_sigma, velocity_loss, velocity_target
-
-    source, target = batch["source"].to(device), batch["target"].to(device)
-    moved = {id(states): states.to(device) for states in (batch[f"text_{part}"] for part in EditText.__annotations__)}
-    # Texts that are one object stay one: the editor then embeds them once.
-    text = EditText(**{part: moved[id(batch[f"text_{part}"])] for part in EditText.__annotations__})
-    sigma = sample_sigma("uniform", torch.rand(len(target), device=device), shift=backbone.spec.shift)
-    noise = torch.randn_like(target)
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        context = editor.prepare(backbone, source, text)
-        velocity = editor.velocity(backbone, interpolate(target, noise, sigma), sigma, context, text)
-    return velocity_loss(velocity, velocity_target(target, noise)).mean()
+    backbone = Backbone.load(cfg.backbone.path, dtype=cfg.backbone.dtype, text_length=cfg.text.length)
+    return parameter_count(build_editor(cfg.editor, backbone, seed=cfg.seed)), cfg.train.batch_size
 
 
 def summary(windows: list[float], batch: int) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(tables(json.loads(file.read_text(encoding="utf-8"))) + "\n")
         return 0
     if given.small:
-        given.batches, given.steps, given.window = [2], 4, 2
+        given.batches, given.side_by_side_batches, given.steps, given.window = [2], None, 4, 2
     import torch
 
     from ivedit.runfolder import describe_environment
@@ -76,15 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     failed = False
     for name in given.parts:
-        started = time.monotonic()
+        started, found = time.monotonic(), report.setdefault(name, {})
         try:
-            found = {"training": training, "sampling": sampling, "sprites": sprites}[name](given, device, report)
-        except Exception as error:  # the other parts are still worth their time
+            {"training": training, "sampling": sampling, "sprites": sprites}[name](given, device, report, found)
+        except Exception as error:  # the other parts are still worth their time, and what this one has found
             import traceback
 
             traceback.print_exc()
-            found, failed = {"error": f"{type(error).__name__}: {error}"}, True
-        report[name] = found | {"took_seconds": round(time.monotonic() - started, 1)}
+            found["error"], failed = f"{type(error).__name__}: {error}", True
+        found["took_seconds"] = round(time.monotonic() - started, 1)
         print(json.dumps({name: report[name]}), flush=True)
         write(given.out, report)
         forget(device)
@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         help="default: all")  # fmt: skip
     add("--editors", nargs="+", default=list(EDITORS), choices=list(EDITORS), help="training: default both")
     add("--batches", nargs="+", type=int, default=[8], metavar="N", help="training: batches to try (default: 8)")
+    add("--side-by-side-batches", nargs="+", type=int, metavar="N", help="training: for that one (default: --batches)")
     add("--steps", type=int, default=200, metavar="N", help="training: steady steps of ours (default: 200; 0: none)")
     add("--window", type=int, default=10, metavar="N", help="steps whose mean pace is one value (default: 10)")
     add("--layers", type=int, metavar="N", help="only so many blocks")
@@ -178,49 +179,56 @@ def framework_paces(cfg: Any, module: Any, batches: Callable[[int], Iterator[Any
     return [cfg.train.log_every / (after - before) for before, after in itertools.pairwise(told.seconds)]
 
 
-def training(given: argparse.Namespace, device: Any, report: dict[str, Any]) -> dict[str, Any]:
-    """Pairs per second of both mechanisms; the long stretch of ours."""
+def training(given: argparse.Namespace, device: Any, report: dict[str, Any], found: dict[str, Any]) -> None:
+    """Pairs per second of both mechanisms at each batch that fits; the long stretch of ours, at its best."""
     import torch
 
     from ivedit.editor import build_editor, parameter_count
     from ivedit.training import EditModule
 
-    found: dict[str, Any] = {"rows": []}
+    found["rows"] = []
     backbone = wan(given, device)
     for name in given.editors:
         cfg = settings(given, *EDITORS[name])
         editor = build_editor(cfg.editor, backbone, seed=0)
         tflop = pair_tflop(given, cfg, backbone, editor, device)
-        for size in given.batches:
-            cfg.train.batch_size = size
-            steps = 3 * given.window
-            module = EditModule(backbone, editor, cfg, max_steps=steps)
-            pool = random_pairs(given, backbone, size, device)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            began = time.perf_counter()
-            paces = framework_paces(cfg, module, endless(pool), steps)
-            row = {
-                "editor": name, "batch": size, "trained_weights": parameter_count(editor),
-                "pairs_per_second": size * statistics.median(paces),
-                "windows_pairs_per_second": [size * pace for pace in paces],
-                "tflop_per_pair": tflop, "seconds": time.perf_counter() - began, "peak_gb": peak(device),
-            }  # fmt: skip
-            row["tflops"] = row["pairs_per_second"] * tflop
-            row["share_of_ceiling"] = row["tflops"] / report["ceiling_tflops"]
+        for size in given.batches if name == "ours" else given.side_by_side_batches or given.batches:
+            row = {"editor": name, "batch": size, "trained_weights": parameter_count(editor), "tflop_per_pair": tflop}
+            try:
+                row |= pace_of(given, cfg, EditModule(backbone, editor, cfg, max_steps=3 * given.window), size, device)
+                row["tflops"] = row["pairs_per_second"] * tflop
+                row["share_of_ceiling"] = row["tflops"] / report["ceiling_tflops"]
+            except torch.OutOfMemoryError:
+                row["pairs_per_second"] = None
             found["rows"].append(row)
             print(json.dumps(row), flush=True)
-            del module, pool
+            write(given.out, report)
             forget(device)
-    best = {name: max((row for row in found["rows"] if row["editor"] == name), key=lambda row: row["pairs_per_second"])
-            for name in given.editors}  # fmt: skip
+    best = {name: max((row for row in found["rows"] if row["editor"] == name and row["pairs_per_second"]),
+                      key=lambda row: row["pairs_per_second"]) for name in given.editors}  # fmt: skip
     if len(best) == 2:
         ours, other = best["ours"], best["side_by_side"]
         found["ratio"] = ours["pairs_per_second"] / other["pairs_per_second"]
         found["ratio_counted"] = other["tflop_per_pair"] / ours["tflop_per_pair"]
     if given.steps and "ours" in best:
         found["steady"] = steady(given, backbone, device, best["ours"]["batch"])
-    return found
+
+
+def pace_of(given: argparse.Namespace, cfg: Any, module: Any, size: int, device: Any) -> dict[str, Any]:
+    """Pairs per second of the real training at one batch. torch.OutOfMemoryError where it does not fit."""
+    import torch
+
+    cfg.train.batch_size = size
+    pool = random_pairs(given, module.backbone, size, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    paces = framework_paces(cfg, module, endless(pool), 3 * given.window)
+    return {
+        "pairs_per_second": size * statistics.median(paces),
+        "windows_pairs_per_second": [size * pace for pace in paces],
+        "seconds": time.perf_counter() - began, "peak_gb": peak(device),
+    }  # fmt: skip
 
 
 def steady(given: argparse.Namespace, backbone: Any, device: Any, size: int) -> dict[str, Any]:
@@ -271,11 +279,12 @@ def peak(device: Any) -> float | None:
 # ---- sampling
 
 
-def sampling(given: argparse.Namespace, device: Any, report: dict[str, Any]) -> dict[str, Any]:
+def sampling(given: argparse.Namespace, device: Any, report: dict[str, Any], found: dict[str, Any]) -> None:
     """Seconds of one denoising step, and of reading the source once."""
     from ivedit.editor import build_editor
 
-    backbone, found = wan(given, device), {"frames": 5 if given.small else given.frames, "rows": []}
+    backbone = wan(given, device)
+    found |= {"frames": 5 if given.small else given.frames, "rows": []}
     sizes = shape(given, 1, found["frames"])
     for name in EDITORS:
         editor = build_editor(settings(given, *EDITORS[name]).editor, backbone, seed=0).to(device)
@@ -297,13 +306,12 @@ def sampling(given: argparse.Namespace, device: Any, report: dict[str, Any]) -> 
     found["to_frozen_counted"] = ours["tflop"] / frozen["tflop"]
     found["faster_than_side_by_side"] = other["seconds"] / ours["seconds"]
     found["faster_counted"] = other["tflop"] / ours["tflop"]
-    return found
 
 
 # ---- sprites
 
 
-def sprites(given: argparse.Namespace, device: Any, report: dict[str, Any]) -> dict[str, Any]:
+def sprites(given: argparse.Namespace, device: Any, report: dict[str, Any], found: dict[str, Any]) -> None:
     """Framework and bare loop with the shipped pipeline and its data module, batch 64, settings as a run has them."""
     from wan_overhead import side_by_side_windows
 
@@ -332,7 +340,7 @@ def sprites(given: argparse.Namespace, device: Any, report: dict[str, Any]) -> d
             yield from data.train_dataloader()
 
     times = side_by_side_windows(module, batches, held, windows)
-    return overhead(times.framework, times.bare, window, size)
+    found |= overhead(times.framework, times.bare, window, size)
 
 
 if __name__ == "__main__":

@@ -45,11 +45,12 @@ def tables(report: dict[str, Any]) -> str:
         lines += ["| editor | trained weights | batch | pairs/s | TFLOP a pair | of the ceiling | peak GB |",
                   "|---|---|---|---|---|---|---|"]  # fmt: skip
         for row in part["rows"]:
-            lines.append(
-                f"| {row['editor']} | {row['trained_weights'] / 1e6:.1f}M | {row['batch']} | "
-                f"{row['pairs_per_second']:.1f} | {row['tflop_per_pair']:.1f} | {row['share_of_ceiling']:.0%} | "
-                f"{row['peak_gb']} |"
-            )
+            found = ["does not fit", f"{row['tflop_per_pair']:.1f}", "", ""]
+            if row["pairs_per_second"]:
+                pace, share = f"{row['pairs_per_second']:.1f}", f"{row['share_of_ceiling']:.0%}"
+                found = [pace, f"{row['tflop_per_pair']:.1f}", share, str(row["peak_gb"])]
+            cells = [row["editor"], f"{row['trained_weights'] / 1e6:.1f}M", str(row["batch"]), *found]
+            lines.append(f"| {' | '.join(cells)} |")
         if "ratio" in part:
             lines += ["", f"ours / side by side: {part['ratio']:.2f} (counted: {part['ratio_counted']:.2f})"]
         if "steady" in part:
