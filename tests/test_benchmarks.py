@@ -108,7 +108,7 @@ def test_two_gpus_measures_only_the_arms_that_its_file_does_not_hold(tmp_path: P
     script = loaded("two_gpus")
     options = ["--device", "cuda", "--window", "5", "--out", str(tmp_path / "two.json")]
     given = script._parser().parse_args(options)
-    assert script.missing(given, {}, "two") == ["pace", "loss_ddp", "loss_fsdp", "memory"]
+    assert script.missing(given, {}, "two") == ["pace", "loss_ddp", "loss_captured", "loss_fsdp", "memory"]
     arms: dict = {"one": {}, "two": {}}
     for name, world, seconds in (("one", 1, 2.0), ("two", 2, 2.1)):
         for arm in script.missing(given, {}, name):
@@ -116,7 +116,8 @@ def test_two_gpus_measures_only_the_arms_that_its_file_does_not_hold(tmp_path: P
     arms["two"]["loss_ddp"]["losses"][1] = 1.1
     report = {"arms": arms, **script._results(arms)}
     assert report["ratio"] == pytest.approx(2 * 2.0 / 2.1) and report["memory_gib"]["two_gpus_each"] == [2.0, 2.0]
-    assert report["largest_relative_difference"] == {"two_ddp": pytest.approx(0.1), "two_fsdp": 0.0}
+    apart = {"two_ddp": pytest.approx(0.1), "two_captured": 0.0, "two_fsdp": 0.0}
+    assert report["largest_relative_difference"] == apart
     assert script.missing(given, report, "one") == script.missing(given, report, "two") == []
     other = script._parser().parse_args([*options, "--batch", "4", "--parts", "pace", "memory"])
     assert script.missing(other, report, "two") == ["pace"]

@@ -15,13 +15,14 @@ from typing import Any, TypeVar, cast
 import torch
 import torch._dynamo  # its settings and callbacks are used
 
-__all__ = ["CompileClock", "compile_failed", "compiled", "is_large", "sampling_compiles"]
+__all__ = ["LARGE", "CompileClock", "compile_failed", "compiled", "is_large", "sampling_compiles"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Kinds of pass times shapes (buckets, clip lengths); beyond it torch falls back to eager code with a warning.
 _VARIANTS = 64
-_LARGE = 500_000_000
+LARGE = 500_000_000
+"""Weights of a transformer from which on compiling pays at once."""
 
 
 @cache
@@ -39,7 +40,7 @@ def compiled(unit: F, backend: str = "inductor") -> F:
 
 def is_large(backbone: Any) -> bool:
     """Whether a `Backbone` is of a size where compiling pays at once; the tiny shipped one is not."""
-    return sum(weight.numel() for weight in backbone.transformer.parameters()) >= _LARGE
+    return sum(weight.numel() for weight in backbone.transformer.parameters()) >= LARGE
 
 
 def sampling_compiles(setting: str, backbone: Any) -> bool:

@@ -166,14 +166,14 @@ def _momentum_is_of_muon(c: Config) -> Iterator[str]:
         yield "AdamW has betas in place of it; set train.optimizer=muon, or train.beta1"
 
 
-@rule("train.capture", "train.accelerator", "train.devices", "train.nodes", "backbone.gradient_checkpointing")
+@rule("train.capture", "train.accelerator", "train.strategy", "backbone.gradient_checkpointing")
 def _capture_is_possible(c: Config) -> Iterator[str]:
     if c.train.capture != "on":
         return
     if c.train.accelerator == "cpu":
         yield "CUDA graphs need a GPU; set train.capture=auto"
-    if c.train.devices * c.train.nodes > 1 or c.backbone.gradient_checkpointing:
-        yield "a captured step runs on one GPU without gradient checkpointing; set train.capture=auto"
+    if c.train.strategy == "fsdp" or c.backbone.gradient_checkpointing:
+        yield "a captured step holds all weights and activations of its GPU; set train.capture=auto"
 
 
 @rule("train.strategy", "train.devices", "train.nodes", "task")

@@ -182,7 +182,8 @@ class TrainConfig:
     )
     capture: str = _f(
         "auto",
-        "Replay the training step as a CUDA graph (auto: on one CUDA device without gradient checkpointing).",
+        "Replay the training step as a CUDA graph. auto: on GPUs of one machine, not with gradient checkpointing or "
+        "train.strategy=fsdp.",
         choices=("auto", "on", "off"),
     )
     compile: str = _f(

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from ivedit.backbone import Backbone
+from ivedit.backbone.compiled import LARGE
 from ivedit.data.buckets import largest_size
 from ivedit.editor.base import module_blocks
 from ivedit.editor.build import editor_config
@@ -17,6 +20,7 @@ from ivedit.planning.backbones import BackboneConfigs, text_encoder_parameters, 
 from ivedit.planning.fused import Fusion
 from ivedit.planning.gpus import Gpu
 from ivedit.planning.simulate import BACKWARD, UPDATE, Model, Moment, Trace, extrapolated
+from ivedit.training.captured import choose_capture
 from ivedit.training.run import total_steps
 
 __all__ = ["CONTEXT", "RESERVE", "Planner", "Step", "steps_of_run"]
@@ -31,8 +35,6 @@ DDP_SHARE = 0.95
 """Pairs/s of N GPUs together over N times those of one (assumed)."""
 WORDS = 24
 """Tokens of an instruction in the cache (assumed)."""
-LARGE = 500_000_000  # weights of a backbone that is compiled at once, as in ivedit.backbone.compiled
-ENOUGH_STEPS = 300
 
 
 @dataclass(frozen=True)
@@ -111,20 +113,20 @@ class Planner:
     @property
     def compiles(self) -> bool:
         """Whether the training step is compiled."""
-        setting = self.cfg.train.compile
-        large = self.parameters["frozen"]["transformer"] >= LARGE
-        return bool(setting == "on" or (setting == "auto" and (large or steps_of_run(self.cfg) >= ENOUGH_STEPS)))
+        return self._compiles(self.cfg.train.compile)
 
     @property
     def compiles_sampling(self) -> bool:
         """Whether sampling is compiled."""
-        setting = self.cfg.sampling.compile
-        return bool(setting == "on" or (setting == "auto" and self.parameters["frozen"]["transformer"] >= LARGE))
+        return self._compiles(self.cfg.sampling.compile)
+
+    def _compiles(self, setting: str) -> bool:
+        large = self.parameters["frozen"]["transformer"] >= LARGE
+        return bool(setting == "on" or (setting == "auto" and large))
 
     def captures(self, checkpointing: bool) -> bool:
         """Whether the training step is replayed as a CUDA graph."""
-        setting = self.cfg.train.capture
-        return bool(setting == "on" or (setting == "auto" and self.world == 1 and not checkpointing))
+        return choose_capture(self.cfg.train, torch.device("cuda"), checkpointing=checkpointing)[0]
 
     # ---- parameters
 

@@ -188,13 +188,12 @@ def _shapes(inputs: Inputs) -> tuple[tuple[str, torch.Size], ...]:
     return tuple((name, value.shape) for name, value in inputs.items())
 
 
-def choose_capture(train: Any, device: torch.device, world: int, *, checkpointing: bool) -> tuple[bool, str]:
+def choose_capture(train: Any, device: torch.device, *, checkpointing: bool) -> tuple[bool, str]:
     """Whether a step is captured, and why.
 
     Args:
-        train: ``train.capture`` is read.
+        train: ``train.capture``, ``train.strategy`` and ``train.nodes`` are read.
         device: Where the step runs.
-        world: Processes that train together.
         checkpointing: Whether the backbone recomputes its activations.
 
     Raises:
@@ -205,10 +204,12 @@ def choose_capture(train: Any, device: torch.device, world: int, *, checkpointin
     obstacles = []
     if device.type != "cuda":
         obstacles.append(f"the device is {device.type}")
-    if world > 1:
-        obstacles.append(f"{world} processes train together")
+    if train.strategy == "fsdp":
+        obstacles.append("train.strategy=fsdp gathers weights while a step runs")
     if checkpointing:
         obstacles.append("backbone.gradient_checkpointing is on")
+    if train.nodes > 1 and train.capture == "auto":
+        obstacles.append(f"{train.nodes} machines, between which gradients are better summed during the backward pass")
     if not obstacles:
         return True, f"CUDA graph, train.capture={train.capture}"
     if train.capture == "on":

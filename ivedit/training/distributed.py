@@ -2,12 +2,15 @@
 
 The frozen backbone is no submodule of what is trained, so DDP neither broadcasts nor buckets it; its gradients do not
 exist. Which of the two: ``train.strategy``.
+
+Where the step is captured, DDP wraps nothing: a CUDA graph has no place for its hooks. The gradients that the graph has
+made are averaged right after it (`average_gradients`); inside a machine that costs less than eager launches do.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,7 +18,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,9 +31,12 @@ from ivedit.ranks import MEETING_TIMEOUT, Ranks, address, find_ranks
 from ivedit.training.shares import Shares
 
 __all__ = [
-    "SharedStrategy", "build_environment", "build_strategy", "edit_parts", "gradient_sync",
-    "local_device", "share_editing",
+    "SharedStrategy", "WholeStrategy", "average_gradients", "build_environment", "build_strategy", "edit_parts",
+    "gradient_sync", "local_device", "share_editing",
 ]  # fmt: skip
+
+_AT_ONCE = 2**26
+"""Numbers summed over the ranks at a time: 256 MiB in float32, enough for NVLink's full pace."""
 
 
 class StartedRanks(ClusterEnvironment):
@@ -81,6 +87,19 @@ class StartedRanks(ClusterEnvironment):
     def node_rank(self) -> int:
         """Of this machine; ranks are numbered machine by machine."""
         return self._ranks.rank // self._devices
+
+
+class WholeStrategy(DDPStrategy):
+    """Ranks with all trained weights each: wrapped by DDP, or not, for a module that sums its own gradients."""
+
+    def configure_ddp(self) -> None:
+        """Wrap the module, or give all ranks the weights of rank 0 as wrapping does."""
+        module: Any = self.lightning_module
+        if not getattr(module, "sums_gradients", False):
+            super().configure_ddp()
+            return
+        for weight in module.trained_parameters():
+            torch.distributed.broadcast(weight.detach(), src=0)
 
 
 class SharedStrategy(DDPStrategy):
@@ -135,7 +154,7 @@ def build_strategy(train: Any) -> Strategy | str:
         return SharedStrategy(timeout=MEETING_TIMEOUT)
     if train.devices * train.nodes == 1:
         return "auto"
-    return DDPStrategy(timeout=MEETING_TIMEOUT, gradient_as_bucket_view=True, find_unused_parameters=False)
+    return WholeStrategy(timeout=MEETING_TIMEOUT, gradient_as_bucket_view=True, find_unused_parameters=False)
 
 
 def build_environment(train: Any) -> ClusterEnvironment | None:
@@ -156,6 +175,23 @@ def gradient_sync(trainer: L.Trainer, last: bool) -> AbstractContextManager[Any]
     if last or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return model.no_sync()
+
+
+def average_gradients(gradients: Sequence[Tensor]) -> None:
+    """Make each the mean over all ranks, in place; every rank has the same shapes in the same order.
+
+    Many small ones are summed as one, in pieces that keep the extra memory small.
+    """
+    world, piece, held = torch.distributed.get_world_size(), [], 0
+    for number, gradient in enumerate(gradients, 1):
+        piece.append(gradient)
+        held += gradient.numel()
+        if held >= _AT_ONCE or number == len(gradients):
+            flat = torch.cat([g.reshape(-1) for g in piece]).div_(world)
+            torch.distributed.all_reduce(flat)
+            parts = flat.split([g.numel() for g in piece])
+            torch._foreach_copy_(piece, [part.view_as(g) for part, g in zip(parts, piece, strict=True)])
+            piece, held = [], 0
 
 
 def edit_parts(editor: Editor) -> dict[int, list[nn.Module]]:

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from ivedit.flow import (
 from ivedit.training.bins import BinMeans
 from ivedit.training.captured import CapturedSteps, choose_capture, to_device
 from ivedit.training.compiled import StepCompiler
-from ivedit.training.distributed import gradient_sync
+from ivedit.training.distributed import average_gradients, gradient_sync
 from ivedit.training.optim import build_optimizer, clip_and_guard, warmup_cosine
 from ivedit.training.shares import Shares
 
@@ -270,9 +271,12 @@ class EditModule(L.LightningModule):
 
     def _update(self) -> None:
         optimizer = self.optimizers()
+        gradients = self.shares.gradients()
+        if self.sums_gradients:
+            average_gradients(gradients)
         norm = clip_and_guard(
             optimizer.optimizer,  # type: ignore[union-attr]
-            self.shares.gradients(),
+            gradients,
             self.cfg.train.clip,
             total=self.shares.total_norm,
         )
@@ -299,9 +303,12 @@ class EditModule(L.LightningModule):
         Raises:
             IveditError: ``train.capture=on`` where it is impossible.
         """
-        return choose_capture(
-            self.cfg.train, self.device, self.trainer.world_size, checkpointing=self.backbone.gradient_checkpointing
-        )
+        return choose_capture(self.cfg.train, self.device, checkpointing=self.backbone.gradient_checkpointing)
+
+    @cached_property
+    def sums_gradients(self) -> bool:
+        """Whether this module sums its gradients over the ranks, in place of DDP; fixed before training begins."""
+        return self.trainer.world_size > 1 and self.capture_mode()[0]
 
     def _replay(self, tensors: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]] | None:
         """Losses and gradients from the captured step of these inputs; None when capturing fails under ``auto``."""

@@ -70,7 +70,7 @@ REFUSED = {
     "ema that never moves": (["train.ema=1"], "never leaves the initial weights"),
     "beta of one": (["train.beta2=1"], "must be below 1"),
     "captured on a CPU": (["train.capture=on", "train.accelerator=cpu"], "CUDA graphs need a GPU"),
-    "captured on two GPUs": (["train.capture=on", "train.devices=2"], "on one GPU"),
+    "captured and shared": (["train.capture=on", "train.devices=2", "train.strategy=fsdp"], "holds all weights"),
     "guidance without its branch": (["sampling.guidance=3", "text.dropout=0"], "text.dropout=0.1"),
     "fewer clips than operations": (["evaluation.clips=8"], "evaluation.clips=9 or more"),
     "frames": (["evaluation.frames=16"], "use 13 or 17"),

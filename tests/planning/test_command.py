@@ -68,7 +68,7 @@ def test_a_plan_is_printed_and_written_and_nothing_is_started(
     (tmp_path / "small.yaml").write_text(
         "backbone: {path: ./tiny}\neditor: {variant: side_by_side, rank: 4}\n"
         "data: {reader: folder, path: ./mine, table: pairs.jsonl, height: 64, width: 64, pairs: 13000}\n"
-        "train: {epochs: 500, batch_size: 32}\n"
+        "train: {epochs: 500, batch_size: 32, compile: on}\n"
     )
     (tmp_path / "mine").mkdir()
     row = {"source": "a.png", "target": "b.png", "instruction": "make it blue"}

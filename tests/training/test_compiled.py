@@ -27,7 +27,7 @@ def chosen(setting: str, device: str) -> bool:
 def test_compiling_is_chosen_for_a_large_backbone_on_a_gpu(monkeypatch):
     assert chosen("on", "cpu")
     assert not any(chosen("auto", device) for device in ("cpu", "cuda"))  # a small backbone
-    monkeypatch.setattr("ivedit.backbone.compiled._LARGE", 1)
+    monkeypatch.setattr("ivedit.backbone.compiled.LARGE", 1)
     assert chosen("auto", "cuda")
     assert not chosen("auto", "cpu")
     assert not chosen("off", "cuda")
