@@ -20,9 +20,12 @@ from tests.training.edits import edit_config, run_edit
 from tests.training.ranks import CASES, case_config, run_case
 
 ROOT = Path(__file__).parents[2]
-# Sums over pairs run in another order; Muon rounds its direction to bfloat16, where a last bit becomes a larger one.
-TOLERANCE = {"adamw": 2e-5, "muon": 2e-4}
-LOSS_TOLERANCE = 1e-5
+# Sums over pairs run in another order. AdamW: the largest difference. Muon: the root mean square over all weights (of a
+# step it is 6e-4), since it rounds its direction to bfloat16 and makes every part of it equally long: where a matrix's
+# gradient is hardly more than rounding, single weights may end anywhere within a step, on some processors.
+LARGEST = 2e-5
+OF_MUON = {"weights": 1e-4, "average": 1e-4, "optimiser": 1e-5, "exported": 1e-4}
+LOSS_TOLERANCE = {"adamw": 1e-5, "muon": 1e-4}
 
 
 def train_on_two_ranks(place):
@@ -74,14 +77,18 @@ def ends_where_one_rank_does(folder, name):
     ours, checkpoint = content(folder / name)
     theirs, other = content(folder / reference)
     assert checkpoint["global_step"] == other["global_step"] == 3
-    tolerance = TOLERANCE[CASES[name].get("optimizer", "adamw")]
+    optimizer = CASES[name].get("optimizer", "adamw")
     for part, tensors in theirs.items():
         assert ours[part].keys() == tensors.keys()
-        for key, value in tensors.items():
-            apart = (ours[part][key] - value).abs().max().item()
-            assert apart <= tolerance, f"{name}: {part} {key}: {apart}"
+        apart = {key: (ours[part][key] - value).double() for key, value in tensors.items()}
+        if optimizer == "muon":
+            square = torch.cat([difference.flatten().square() for difference in apart.values()]).mean()
+            assert square.sqrt().item() <= OF_MUON[part], f"{name}: {part}: {square.sqrt().item()}"
+            continue
+        for key, difference in apart.items():
+            assert difference.abs().max().item() <= LARGEST, f"{name}: {part} {key}: {difference.abs().max().item()}"
     losses = [c["callbacks"]["Validation"]["values"]["loss"] for c in (checkpoint, other)]
-    assert losses[0] == pytest.approx(losses[1], rel=LOSS_TOLERANCE)
+    assert losses[0] == pytest.approx(losses[1], rel=LOSS_TOLERANCE[optimizer])
 
 
 def test_every_trained_weight_gets_a_gradient_in_every_variant(tmp_path):
