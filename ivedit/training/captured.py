@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ivedit.errors import IveditError
 
-__all__ = ["CapturedSteps", "StaticStep", "choose_capture", "to_device"]
+__all__ = ["CapturedSteps", "StaticStep", "choose_capture", "laid_out", "to_device"]
 
 logger = logging.getLogger("ivedit.training")
 
@@ -35,6 +35,18 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def laid_out(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients with their parameters' memory layout, as ``backward()`` leaves them and ``autograd.grad`` does not.
+
+    One that is a slice of a wider gradient (of a product that several weights make together) would turn every operation
+    on the whole list, of clipping and the optimiser, into hundreds of small ones.
+    """
+    return [
+        g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+        for g, p in zip(gradients, parameters, strict=True)
+    ]
 
 
 class StaticStep:
@@ -108,7 +120,7 @@ class StaticStep:
     def _run(self) -> tuple[Tensor, list[Tensor]]:
         losses = self.losses_of(self._inputs)
         gradients = torch.autograd.grad(losses.mean(), self.parameters, allow_unused=True, materialize_grads=True)
-        return losses.detach(), list(gradients)
+        return losses.detach(), laid_out(gradients, self.parameters)
 
     def _eager(self) -> None:
         losses, gradients = self._run()

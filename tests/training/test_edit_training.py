@@ -19,6 +19,7 @@ from ivedit.editor import build_editor, read_editor_header
 from ivedit.errors import ConfigError, IveditError
 from ivedit.flow import training_draws
 from ivedit.training import EditModule, reached_step, read_checkpoint
+from ivedit.training.captured import laid_out
 from ivedit.training.checkpoint import LAST
 from ivedit.training.module import training_shift
 from ivedit.training.run import total_steps
@@ -177,6 +178,17 @@ def test_the_captured_path_trains_to_the_same_weights_as_the_eager_one(tmp_path,
             _, static, _ = run_edit(tmp_path / f"static{accumulate}", cfg)
         for name, value in eager.state_dict().items():
             torch.testing.assert_close(static.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_the_captured_step_lie_in_memory_as_their_weights_do():
+    backbone = tiny_backbone(blocks=2)
+    module = EditModule(backbone, build_editor({"width": 24}, backbone), edit_config(), max_steps=1)
+    weights = module.trained_parameters()
+    found = torch.autograd.grad(loss_of(module, tiny_batch(backbone)).mean(), weights)
+    assert any(g.stride() != w.stride() for g, w in zip(found, weights, strict=True))  # slices of joint products
+    ours = laid_out(found, weights)
+    assert all(g.stride() == w.stride() for g, w in zip(ours, weights, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ours, found, strict=True))
 
 
 def test_capture_on_without_a_gpu_is_refused_with_the_reason(tmp_path):
