@@ -1,6 +1,6 @@
 """The method at true size: training and sampling beside the side-by-side mechanism, framework beside a bare loop.
 
-    python benchmarks/wan.py --out wan.json                       # a GPU: all parts, about six minutes
+    python benchmarks/wan.py --out wan.json                       # a GPU: all parts, about eight minutes
     python benchmarks/wan.py --parts training --out training.json
     python benchmarks/wan.py --device cpu --small                 # the same code at a toy size
     python benchmarks/wan.py --table a.json b.json                # the tables of what was measured before
@@ -11,6 +11,7 @@ Published backbones with random weights of true size (cost, memory and gradients
   compiled, the step captured), for `paper_1.3b`'s editor and for ViFeEdit's mechanism, each at its own best batch; the
   share of the matrix-product ceiling that was measured in the same process, counted operations, modules included; then
   200 steady steps, from which the paper's 65,000 pairs are extrapolated, with a bare loop between their windows;
+- large: the same of 14B with `paper_14b`'s editor and gradient checkpointing, at its batch; how much memory it takes;
 - sampling: one step of 81 frames at 480x832 of the frozen backbone, of our editor and of the side-by-side mechanism;
 - sprites: the framework beside a bare loop where steps are short, batch 64.
 
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in given.parts:
         started, found = time.monotonic(), report.setdefault(name, {})
         try:
-            {"training": training, "sampling": sampling, "sprites": sprites}[name](given, device, report, found)
+            PART[name](given, device, report, found)
         except Exception as error:  # the other parts are still worth their time, and what this one has found
             import traceback
 
@@ -97,8 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python benchmarks/wan.py", description="Training and sampling at true size.", allow_abbrev=False
     )
     add = parser.add_argument
-    add("--parts", nargs="+", default=["training", "sampling", "sprites"], choices=("training", "sampling", "sprites"),
-        help="default: all")  # fmt: skip
+    add("--parts", nargs="+", default=list(PART), choices=list(PART), help="default: all")
     add("--editors", nargs="+", default=list(EDITORS), choices=list(EDITORS), help="training: default both")
     add("--batches", nargs="+", type=int, default=[8], metavar="N", help="training: batches to try (default: 8)")
     add("--side-by-side-batches", nargs="+", type=int, metavar="N", help="training: for that one (default: --batches)")
@@ -130,21 +130,21 @@ def forget(device: Any) -> None:
         torch.cuda.empty_cache()
 
 
-def settings(given: argparse.Namespace, *changes: str) -> Any:
-    """`paper_1.3b` with these changes."""
+def settings(given: argparse.Namespace, *changes: str, experiment: str = "paper_1.3b") -> Any:
+    """An experiment with these changes, on no data."""
     from ivedit.config import load
 
     return load(
-        "paper_1.3b", *NO_DATA, f"train.accelerator={given.device}", "train.accumulate=1", "train.warmup_steps=2",
+        experiment, *NO_DATA, f"train.accelerator={given.device}", "train.accumulate=1", "train.warmup_steps=2",
         f"train.log_every={given.window}", *changes,
     )  # fmt: skip
 
 
-def wan(given: argparse.Namespace, device: Any) -> Any:
-    """The 1.3B backbone."""
+def wan(given: argparse.Namespace, device: Any, name: str = "wan2.1_1.3b") -> Any:
+    """A published backbone."""
     from ivedit.backbone import random_backbone
 
-    backbone = random_backbone("wan2.1_1.3b", device=device, layers=2 if given.small else given.layers)
+    backbone = random_backbone(name, device=device, layers=2 if given.small else given.layers)
     backbone._fingerprint = "random"  # hashing it would take longer than a part
     return backbone
 
@@ -276,6 +276,23 @@ def peak(device: Any) -> float | None:
     return round(torch.cuda.max_memory_allocated() / 1e9, 2) if device.type == "cuda" else None
 
 
+def large(given: argparse.Namespace, device: Any, report: dict[str, Any], found: dict[str, Any]) -> None:
+    """Pairs per second and memory of 14B on this GPU."""
+    from ivedit.editor import build_editor, parameter_count
+    from ivedit.training import EditModule
+
+    cfg = settings(given, experiment="paper_14b")
+    backbone = wan(given, device, cfg.backbone.path)
+    editor = build_editor(cfg.editor, backbone, seed=0)
+    size = 1 if given.small else cfg.train.batch_size
+    found |= {"editor": "14B", "batch": size, "trained_weights": parameter_count(editor)}
+    found["tflop_per_pair"] = pair_tflop(given, cfg, backbone, editor, device)  # without what is computed twice
+    backbone.gradient_checkpointing = cfg.backbone.gradient_checkpointing
+    forget(device)
+    found |= pace_of(given, cfg, EditModule(backbone, editor, cfg, max_steps=3 * given.window), size, device)
+    found["share_of_ceiling"] = found["pairs_per_second"] * found["tflop_per_pair"] / report["ceiling_tflops"]
+
+
 # ---- sampling
 
 
@@ -342,6 +359,8 @@ def sprites(given: argparse.Namespace, device: Any, report: dict[str, Any], foun
     times = side_by_side_windows(module, batches, held, windows)
     found |= overhead(times.framework, times.bare, window, size)
 
+
+PART = {"training": training, "large": large, "sampling": sampling, "sprites": sprites}
 
 if __name__ == "__main__":
     sys.exit(main())

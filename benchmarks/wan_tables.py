@@ -41,12 +41,13 @@ def tables(report: dict[str, Any]) -> str:
     """Markdown."""
     lines = [f"{report['device']}, random weights, {report['size']}; ceiling {report['ceiling_tflops']} TFLOP/s", ""]
     part = report.get("training", {})
-    if "rows" in part:
+    rows = [*part.get("rows", []), *(row for row in [report.get("large", {})] if "batch" in row)]
+    if rows:
         lines += ["| editor | trained weights | batch | pairs/s | TFLOP a pair | of the ceiling | peak GB |",
                   "|---|---|---|---|---|---|---|"]  # fmt: skip
-        for row in part["rows"]:
+        for row in rows:
             found = ["does not fit", f"{row['tflop_per_pair']:.1f}", "", ""]
-            if row["pairs_per_second"]:
+            if row.get("pairs_per_second"):
                 pace, share = f"{row['pairs_per_second']:.1f}", f"{row['share_of_ceiling']:.0%}"
                 found = [pace, f"{row['tflop_per_pair']:.1f}", share, str(row["peak_gb"])]
             cells = [row["editor"], f"{row['trained_weights'] / 1e6:.1f}M", str(row["batch"]), *found]
