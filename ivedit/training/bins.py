@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-__all__ = ["BINS", "BinMeans", "bin_of"]
+__all__ = ["BINS", "BinMeans", "bin_of", "on_host"]
 
 BINS = 10
 
@@ -43,3 +45,11 @@ class BinMeans:
             values["not_finite"] = float(bad[0])
         self.state = torch.zeros_like(self.state)
         return values
+
+
+def on_host(records: list[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(step, sigma, losses) with the losses brought over in one copy."""
+    if records:
+        losses = torch.stack([row for _, _, row in records]).cpu()
+        for (step, sigma, _), row in zip(records, losses, strict=True):
+            yield step, sigma, row

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from ivedit.flow import (
     velocity_loss,
     velocity_target,
 )
-from ivedit.training.bins import BinMeans
+from ivedit.training.bins import BinMeans, on_host
 from ivedit.training.captured import CapturedSteps, choose_capture, to_device
 from ivedit.training.compiled import StepCompiler
 from ivedit.training.distributed import average_gradients, gradient_sync
@@ -332,7 +332,7 @@ class EditModule(L.LightningModule):
 
     def _read_records(self) -> None:
         """Bring waiting losses to the host, put them into their bins and look for steps that went wrong."""
-        for step, sigma, losses in _on_host(self._records):
+        for step, sigma, losses in on_host(self._records):
             self._bins.add(sigma, losses)
             if math.isfinite(float(losses.sum())):
                 self._bad_streak = 0
@@ -392,11 +392,3 @@ def _repeat(text: EditText, times: int) -> EditText:
     target = text.target.repeat_interleave(times)
     gate = target if text.gate is text.target else text.gate.repeat_interleave(times)
     return EditText(target, gate, text.source)  # the source has been read
-
-
-def _on_host(records: list[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(step, sigma, losses) with the losses brought over in one copy."""
-    if records:
-        losses = torch.stack([row for _, _, row in records]).cpu()
-        for (step, sigma, _), row in zip(records, losses, strict=True):
-            yield step, sigma, row
