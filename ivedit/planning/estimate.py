@@ -20,7 +20,7 @@ from ivedit.planning.backbones import BackboneConfigs, text_encoder_parameters, 
 from ivedit.planning.fused import Fusion
 from ivedit.planning.gpus import Gpu
 from ivedit.planning.simulate import BACKWARD, UPDATE, Model, Moment, Trace, extrapolated
-from ivedit.training.captured import choose_capture
+from ivedit.training.captured import capture_obstacles
 from ivedit.training.run import total_steps
 
 __all__ = ["CONTEXT", "RESERVE", "Planner", "Step", "steps_of_run"]
@@ -126,7 +126,8 @@ class Planner:
 
     def captures(self, checkpointing: bool) -> bool:
         """Whether the training step is replayed as a CUDA graph."""
-        return choose_capture(self.cfg.train, torch.device("cuda"), checkpointing=checkpointing)[0]
+        train, device = self.cfg.train, torch.device("cuda")
+        return train.capture != "off" and not capture_obstacles(train, device, checkpointing=checkpointing)
 
     # ---- parameters
 

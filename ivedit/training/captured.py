@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ivedit.errors import IveditError
 
-__all__ = ["CapturedSteps", "StaticStep", "choose_capture", "laid_out", "to_device"]
+__all__ = ["CapturedSteps", "StaticStep", "capture_obstacles", "choose_capture", "laid_out", "to_device"]
 
 logger = logging.getLogger("ivedit.training")
 
@@ -213,6 +213,16 @@ def choose_capture(train: Any, device: torch.device, *, checkpointing: bool) -> 
     """
     if train.capture == "off":
         return False, "train.capture=off"
+    obstacles = capture_obstacles(train, device, checkpointing=checkpointing)
+    if not obstacles:
+        return True, f"CUDA graph, train.capture={train.capture}"
+    if train.capture == "on":
+        raise IveditError(f"train.capture=on is impossible: {' and '.join(obstacles)}; use auto or off")
+    return False, f"train.capture=auto; {' and '.join(obstacles)}"
+
+
+def capture_obstacles(train: Any, device: torch.device, *, checkpointing: bool) -> list[str]:
+    """Why a step is not captured, unless ``train.capture`` is off; arguments as for `choose_capture`."""
     obstacles = []
     if device.type != "cuda":
         obstacles.append(f"the device is {device.type}")
@@ -222,8 +232,4 @@ def choose_capture(train: Any, device: torch.device, *, checkpointing: bool) -> 
         obstacles.append("backbone.gradient_checkpointing is on")
     if train.nodes > 1 and train.capture == "auto":
         obstacles.append(f"{train.nodes} machines, between which gradients are better summed during the backward pass")
-    if not obstacles:
-        return True, f"CUDA graph, train.capture={train.capture}"
-    if train.capture == "on":
-        raise IveditError(f"train.capture=on is impossible: {' and '.join(obstacles)}; use auto or off")
-    return False, f"train.capture=auto; {' and '.join(obstacles)}"
+    return obstacles

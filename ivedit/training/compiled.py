@@ -70,5 +70,5 @@ def _choice(setting: str, backbone: Backbone, device: torch.device) -> tuple[boo
     if device.type != "cuda":
         return False, f"train.compile=auto; the device is {device.type}"
     if not is_large(backbone):
-        return False, "train.compile=auto; a small backbone, whose step is captured"
+        return False, "train.compile=auto; a small backbone"
     return True, "train.compile=auto"

@@ -68,7 +68,7 @@ def test_a_plan_is_printed_and_written_and_nothing_is_started(
     (tmp_path / "small.yaml").write_text(
         "backbone: {path: ./tiny}\neditor: {variant: side_by_side, rank: 4}\n"
         "data: {reader: folder, path: ./mine, table: pairs.jsonl, height: 64, width: 64, pairs: 13000}\n"
-        "train: {epochs: 500, batch_size: 32, compile: on}\n"
+        "train: {epochs: 500, batch_size: 32, compile: on, capture: on}\n"
     )
     (tmp_path / "mine").mkdir()
     row = {"source": "a.png", "target": "b.png", "instruction": "make it blue"}
@@ -84,6 +84,7 @@ def test_a_plan_is_printed_and_written_and_nothing_is_started(
     parts = (memory[f"{part}_bytes"] for part in ("peak", "context", "reserve"))
     assert memory["needed_bytes"] == pytest.approx(sum(parts))
     assert memory["fits"] and memory["largest_batch"] > plan["settings"]["batch_size"]
+    assert plan["settings"]["captured"]  # though the plan also weighs settings under which no step can be
     assert pair["all"] == pytest.approx(pair["frozen"] + pair["modules"] + pair["attention"])
     # One batch of what the table has, not of the 13,000 pairs that were asked for.
     assert (plan["data"]["pairs"], plan["data"]["validation_pairs"], time["steps"]) == (33, 3, 500)
