@@ -8,6 +8,7 @@ cannot run.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -143,7 +144,28 @@ def _resumed_layer(folder: Path, typed: Layer) -> Layer:
                 f"{setting.key}: a resumed run cannot change it ({setting.source}); start a new run, with "
                 f"init_from={folder} to keep the trained weights"
             )
+    typed.problems += _other_ranks(folder, layer, typed)
     return layer
+
+
+_RANKS = ("train.devices", "train.nodes")
+
+
+def _other_ranks(folder: Path, stored: Layer, typed: Layer) -> list[str]:
+    """A checkpoint of edit modules goes on with as many processes, over which its batches are dealt."""
+    values: dict[str, Any] = {s.key: s.value for s in stored.settings}
+    before = [values.get(key, 1) for key in _RANKS]
+    changed = {s.key: s for s in typed.settings if s.key in _RANKS}
+    now = [changed[key].value if key in changed else old for key, old in zip(_RANKS, before, strict=True)]
+    if values.get("task", "edit") != "edit" or not (folder / "checkpoints" / "last.ckpt").is_file():
+        return []
+    if not all(isinstance(number, int) for number in (*before, *now)) or math.prod(before) == math.prod(now):
+        return []  # what is no number is told with its setting
+    return [
+        f"{' and '.join(changed)}: a resumed run keeps its number of processes, which is train.devices={before[0]} "
+        f"times train.nodes={before[1]}, now {now[0]} times {now[1]} ({next(iter(changed.values())).source}); start a "
+        f"new run, with init_from={folder} to keep the trained weights"
+    ]
 
 
 def _resume_may_change(key: str) -> bool:

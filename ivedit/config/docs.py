@@ -76,7 +76,7 @@ def cli_page() -> str:
         "",
         "`resume=FOLDER` takes the configuration of that run folder; only these can change then: "
         + ", ".join(f"`{key}*`" if key.endswith(".") else f"`{key}`" for key in RESUME_MAY_CHANGE)
-        + ".",
+        + ". With a checkpoint, `train.devices` times `train.nodes` stays what it was.",
         "",
         "The experiments are listed in [experiments/README.md](../experiments/README.md).",
         "",

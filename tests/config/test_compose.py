@@ -244,6 +244,18 @@ def test_resume_takes_the_runs_configuration_and_refuses_what_would_change_the_r
     assert "not a run folder" in problems("resume=runs/other")[0]
 
 
+def test_a_resumed_run_keeps_its_number_of_devices_once_it_has_a_checkpoint(here: Path):
+    """Here and at once: the checkpoint itself would refuse it, after everything has been loaded."""
+    config = load("imvideoedit", "train.devices=2")
+    (here / "runs" / "old" / "checkpoints").mkdir(parents=True)
+    (here / "runs" / "old" / "config.yaml").write_text(to_yaml(config))
+    assert compose(["resume=runs/old", "train.devices=1"]).config.train.devices == 1  # no step yet
+    (here / "runs" / "old" / "checkpoints" / "last.ckpt").touch()
+    found = problems("resume=runs/old", "train.devices=4")
+    assert len(found) == 1 and "2 times train.nodes=1" in found[0] and "init_from=runs/old" in found[0]
+    assert compose(["resume=runs/old", "train.devices=1", "train.nodes=2"]).config.train.nodes == 2
+
+
 def test_resume_belongs_on_the_command_line(here: Path):
     (here / "mine.yaml").write_text("resume: runs/old\n")
     assert "on the command line" in problems("experiment=./mine.yaml")[0]
