@@ -27,7 +27,7 @@ from ivedit.errors import ConfigError, IveditError
 
 __all__ = [
     "MEETING_TIMEOUT", "Ranks", "address", "check_ranks", "failure_told", "find_ranks", "join", "leave",
-    "process_rank", "start", "tell_failure", "tell_path",
+    "process_rank", "start", "tell_failure", "tell_path", "told_last",
 ]  # fmt: skip
 
 MEETING_TIMEOUT = timedelta(minutes=30)
@@ -36,7 +36,7 @@ MEETING_TIMEOUT = timedelta(minutes=30)
 STARTED = "IVEDIT_RANKS"
 """Set for the ranks that rank 0 has started itself."""
 
-_PATH_KEY, _FAILURE_KEY = "run_folder", "failure"
+_PATH_KEY, _FAILURE_KEY, _END_KEY = "run_folder", "failure", "end"
 _stores: dict[tuple[str, int], Any] = {}
 
 
@@ -217,6 +217,25 @@ def failure_told() -> str | None:
             if store.check([_FAILURE_KEY]):
                 return str(store.get(_FAILURE_KEY).decode())
     return None
+
+
+def told_last(ranks: Ranks, state: str) -> None:
+    """Where a launcher ends all ranks as soon as one has ended with 130, let rank 0 write the end down first.
+
+    Rank 0 calls this when it has; the others, which would be gone at once, wait for that here, 20 seconds at most.
+
+    Args:
+        ranks: This one among all.
+        state: The run's. Only STOPPED is agreed on by all: after a failure rank 0 may wait for the launcher to end it.
+    """
+    if state != "STOPPED" or ranks.started_by not in ("torchrun", "srun"):
+        return
+    for store in _stores.values():
+        with contextlib.suppress(Exception):  # gone with rank 0, or too late
+            if ranks.rank == 0:
+                store.set(_END_KEY, state)
+            else:
+                store.wait([_END_KEY], timedelta(seconds=20))
 
 
 def leave() -> None:

@@ -23,7 +23,7 @@ from ivedit.config.compose import Composed, compose, to_yaml
 from ivedit.config.help import OPTIONS, explain, help_text
 from ivedit.config.rules import TASKS as PACKAGE_TASKS
 from ivedit.errors import ConfigError, IveditError, Stopped
-from ivedit.ranks import check_ranks, failure_told, find_ranks, join, leave, start, tell_failure
+from ivedit.ranks import check_ranks, failure_told, find_ranks, join, leave, start, tell_failure, told_last
 from ivedit.sweeping.orphans import PARENT_VARIABLE, die_with_parent
 from ivedit.tasks import TASKS
 from ivedit.vigil import Vigil
@@ -174,6 +174,7 @@ def _recorded(cfg: Config, run: RunFolder, others: Sequence[subprocess.Popen[byt
             tracker.finish(state, reason)
         elif _is_first():
             run.update_status(state=state, reason=reason)
+        told_last(find_ranks(), state)
 
     vigil = Vigil(others, lambda reason: run.update_status(state="FAILED", reason=reason) if _is_first() else None)
     try:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import UserDict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from ivedit.errors import ConfigError
-from ivedit.ranks import Ranks, address, check_ranks, find_ranks, process_rank
+from ivedit.ranks import Ranks, address, check_ranks, find_ranks, process_rank, tell_path, told_last
 from tests.backbone.tiny import save_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +93,34 @@ def test_ranks_of_slurm_meet_on_the_first_host_at_a_port_of_their_job(nodes, hos
     found = address({"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "123456"})
     assert found == (host, 15000 + 3456)
     assert address({"SLURM_STEP_NODELIST": nodes, "MASTER_ADDR": "a", "MASTER_PORT": "5"}) == ("a", 5)
+
+
+class OfEachThread(threading.local, UserDict):
+    """Connections of two ranks in one process."""
+
+
+def test_other_ranks_end_after_rank_0_has_written_a_stop_down(monkeypatch):
+    """srun and torchrun kill rank 0 as soon as another rank has ended with 130."""
+    monkeypatch.setattr("ivedit.ranks._stores", OfEachThread())
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(probe.getsockname()[1]))
+    ranks = [Ranks("torchrun", rank, rank, 2, 2) for rank in (0, 1)]
+    met, ended = threading.Event(), threading.Event()
+
+    def other() -> None:
+        assert tell_path(ranks[1], None) == "runs/a"
+        told_last(ranks[1], "FAILED")  # waits for nobody
+        met.set()
+        told_last(ranks[1], "STOPPED")
+        ended.set()
+
+    threading.Thread(target=other, daemon=True).start()
+    tell_path(ranks[0], "runs/a")
+    assert met.wait(30) and not ended.wait(0.2)
+    told_last(ranks[0], "STOPPED")
+    assert ended.wait(10)
 
 
 # ---- real processes
