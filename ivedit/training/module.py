@@ -325,7 +325,7 @@ class EditModule(L.LightningModule):
             if self.cfg.train.capture == "on":
                 raise IveditError(f"train.capture=on, but the step cannot be captured: {reason}") from error
             logger.warning("the step cannot be captured (%s); training goes on eagerly, more slowly", reason)
-            self._captures = False
+            self._captures, self._steps = False, None  # what graphs hold would be lost to eager steps
             return None
 
     # ---- what is logged

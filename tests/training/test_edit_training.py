@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from ivedit.editor import build_editor, read_editor_header
 from ivedit.errors import ConfigError, IveditError
 from ivedit.flow import training_draws
 from ivedit.training import EditModule, reached_step, read_checkpoint
-from ivedit.training.captured import laid_out
+from ivedit.training.captured import StaticStep, laid_out
 from ivedit.training.checkpoint import LAST
 from ivedit.training.module import training_shift
 from ivedit.training.run import total_steps
@@ -213,6 +214,29 @@ def test_a_capture_that_fails_is_never_silent(tmp_path, monkeypatch, caplog, cap
     else:
         outcome, _, _ = run_edit(tmp_path, edit_config(epochs=1, capture=capture))
         assert outcome.steps == 6 and words in caplog.text
+
+
+def test_a_capture_that_fails_gives_the_memory_of_those_before_it_back(monkeypatch, caplog):
+    """What graphs hold is lost to eager steps: a second size that does not fit beside the first would end the run."""
+
+    class OnlyOne(StaticStep):
+        def __call__(self, inputs):
+            if self.share is not None:
+                raise RuntimeError("out of memory")
+            return super().__call__(inputs)
+
+    monkeypatch.setattr("ivedit.training.captured.StaticStep", OnlyOne)
+    backbone = tiny_backbone(blocks=2)
+    module = EditModule(backbone, build_editor({}, backbone), edit_config(), max_steps=1)
+    module._captures = True
+    held = []
+    for pairs in (4, 2):
+        batch = tiny_batch(backbone, pairs)
+        r, seeds = training_draws(0, 0, 0, 0, pairs, 1)
+        replayed = module._replay(module.step_tensors(batch, r, seeds, shift=3.0, kind="uniform"))
+        held += [weakref.ref(gradient) for gradient in (replayed or (None, []))[1]]
+    assert replayed is None and "goes on eagerly" in caplog.text
+    assert held and not any(gradient() is not None for gradient in held)
 
 
 def test_shared_texts_stay_one_object_and_other_texts_are_read(monkeypatch):
