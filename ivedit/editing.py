@@ -154,13 +154,16 @@ def edit_file(
         progress: (iterable of all denoising steps, their number) -> iterable.
 
     Raises:
-        IveditError: a clip that cannot be read, an output that cannot be written, sizes that do not fit.
-        ConfigError: an output that is no file for this source, or is the source.
+        IveditError: a clip that cannot be read, an output that cannot be written.
+        ConfigError: an output that is no file for this source, or is the source; a size that the backbone cannot draw.
     """
     options, out = options or EditOptions(), Path(out)
     source = clip if isinstance(clip, Clip) else Clip(clip, options.fps)
     if problems := output_problems(source.path, out):
         raise ConfigError(problems)
+    if (near := pipeline.backbone.spec.nearest_size(options.size)) != tuple(options.size):
+        asked = size_name(options.size)
+        raise ConfigError(f"--size {asked}: the nearest that the backbone can draw is {size_name(near)}")
     box = Letterbox.fit(source.size, options.size)
     result, notes = _edit(pipeline, source, box, instruction, options, progress)
     edited = (box.back(frame[None])[0] for frame in result)
@@ -188,10 +191,12 @@ class Clip:
 
     Raises:
         IveditError: a file that is missing, damaged, empty, or no picture; frames of several sizes.
-        ConfigError: a rate above the clip's own.
+        ConfigError: a rate above the clip's own, or none above 0.
     """
 
     def __init__(self, path: str | Path, fps: Fraction | int | float | None = None) -> None:
+        if fps is not None and not fps > 0:
+            raise ConfigError(f"--fps {fps}: frames per second are above 0, e.g. 16")
         self.path = path = Path(path)
         self.picture = path.suffix.lower() in PICTURES and not path.is_dir()
         self.frames = [path] if self.picture else frame_files(path) if path.is_dir() else []

@@ -46,6 +46,10 @@ def writes_frames(clip: Path, out: Path) -> bool:
 
 def output_problems(clip: Path, out: Path) -> list[str]:
     """Why ``out`` cannot hold what is made of ``clip``, one plain line each; empty: it can."""
+    try:
+        out.exists()
+    except OSError as error:  # a name too long
+        return [f"{out} cannot be written: {error.strerror}"]
     problems, suffixes, frames = [], edited_suffixes(clip), writes_frames(clip, out)
     place = next(folder for folder in out.resolve().parents if folder.exists())
     if out.suffix.lower() not in suffixes and not frames:

@@ -8,6 +8,7 @@ byte-identical files.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import itertools
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
 _BT601, _BT709 = 5, 1  # ffmpeg's numbers of the two RGB-to-YUV matrices, as PyAV's reformatter takes them
 _COPIED_AUDIO = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")
 """Codecs that players expect inside mp4; any other sound is encoded anew as AAC."""
+_CAPTION = 26  # pixels of a panel's label
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    import av
+
+    try:
+        yield
+    except (av.error.FFmpegError, OSError) as error:
+        raise IveditError(f"{what}: {error.strerror}") from error
 
 
 class Video(NamedTuple):
@@ -63,10 +75,8 @@ class VideoReader:
             raise IveditError(f"{path} does not exist" if not self.path.exists() else f"{path} is not a file")
         if self.path.stat().st_size == 0:
             raise IveditError(f"{path} is an empty file")
-        try:
+        with _told(f"{path} cannot be read as a video"):
             self._container = av.open(str(self.path))
-        except (av.error.FFmpegError, OSError) as error:
-            raise IveditError(f"{path} cannot be read as a video: {error.strerror}") from error
         if not self._container.streams.video:
             self._container.close()
             raise IveditError(f"{path} has no picture, only sound or text")
@@ -134,11 +144,9 @@ class VideoWriter:
         rate = Fraction(fps).limit_denominator(100000)
         if rate <= 0:
             raise ValueError(f"frames per second must be above 0, not {fps}")
-        try:
+        with _told(f"cannot write {self.path}"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._container = av.open(str(self.path), "w", format="mp4")
-        except (av.error.FFmpegError, OSError) as error:
-            raise IveditError(f"cannot write {self.path}: {error.strerror}") from error
         stream: Any = self._container.add_stream("libx264rgb" if lossless else "libx264", rate=rate)
         stream.height, stream.width = size
         even = size[0] % 2 == 0 and size[1] % 2 == 0
@@ -160,15 +168,16 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._container.mux(self._stream.encode())
-            if self._sound is not None:
-                self._sound.up_to(None)
-        if self._sound is not None:
-            self._sound.close()
-        self._container.close()
-        if kind is not None:
-            self.path.unlink(missing_ok=True)  # half a file would be taken for a result
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.path.unlink, missing_ok=True)  # half a file would be taken for a result
+            with contextlib.closing(self._sound or contextlib.ExitStack()), _told(f"cannot write {self.path}"):
+                if kind is None:
+                    self._container.mux(self._stream.encode())
+                    if self._sound is not None:
+                        self._sound.up_to(None)
+                self._container.close()  # writes the index: a full disk may show only here
+            if kind is None:
+                stack.pop_all()
 
     def write(self, frame: Tensor, time: Fraction | None = None) -> None:
         """Append (3, H, W) uint8, or float in [0, 1]; ``time`` in seconds, null: the next one at ``fps``."""
@@ -185,9 +194,10 @@ class VideoWriter:
         self._last = max(self._last + 1, round(time / self._stream.codec_context.time_base))
         picture.pts, picture.time_base = self._last, self._stream.codec_context.time_base
         self._count += 1
-        self._container.mux(self._stream.encode(picture))
-        if self._sound is not None:
-            self._sound.up_to(time)
+        with _told(f"cannot write {self.path}"):
+            self._container.mux(self._stream.encode(picture))
+            if self._sound is not None:
+                self._sound.up_to(time)
 
 
 class _Sound:
@@ -253,9 +263,7 @@ def write_video(
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not len(pixels):
         raise ValueError(f"a video has shape (T, 3, H, W) with T > 0, not {tuple(pixels.shape)}")
     height, width = pixels.shape[-2:]
-    with VideoWriter(
-        path, (height, width), fps, audio_from=audio_from, lossless=lossless, quality=quality
-    ) as writer:
+    with VideoWriter(path, (height, width), fps, audio_from=audio_from, lossless=lossless, quality=quality) as writer:
         for frame in pixels:
             writer.write(frame)
     return Path(path)
@@ -297,12 +305,7 @@ def to_pil(frame: Tensor) -> PIL.Image.Image:
 
 def to_uint8(pixels: Tensor) -> Tensor:
     """Float in [0, 1] rounded to uint8 (values outside are clamped); uint8 as it is."""
-    if pixels.dtype == torch.uint8:
-        return pixels
-    return (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-# -- panels ----------------------------------------------------------------------------------------------------
+    return pixels if pixels.dtype == torch.uint8 else (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def film_strip(
@@ -373,9 +376,6 @@ def side_by_side_frame(frames: Mapping[str, Tensor]) -> Tensor:
 def enlarge(frame: Tensor, factor: int) -> Tensor:
     """(..., H, W) with every pixel repeated ``factor`` times both ways."""
     return frame.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-
-
-_CAPTION = 26
 
 
 @functools.lru_cache(maxsize=16)

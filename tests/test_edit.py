@@ -344,7 +344,8 @@ def test_settings_are_found_beside_an_editor_in_its_run_folder(editor_file, back
         (["clip.mp4", "x", "--steps", "0"], "'0' is not a whole number of at least 1", 2),
         (["clip.mp4", "x", "--guidance", "nan"], "'nan' is not a number", 2),
         (["clip.mp4", "x", "--size", "big"], "is not a height x width", 2),
-        (["clip.mp4", "x", "--size", "33x35"], "must divide by", 1),
+        (["clip.mp4", "x", "--size", "33x37"], "--size 33x37: the nearest that the backbone can draw is 32x36", 2),
+        (["clip.mp4", "x", "--out", "a" * 252 + ".mp4"], "cannot be written: File name too long", 2),
         (["clip.mp4", "x", "--device", "gpu9"], "--device gpu9 cannot be used", 2),
         (["text.mp4", "x"], "text.mp4 cannot be read", 1),
     ],
@@ -356,6 +357,12 @@ def test_mistakes_are_told_in_one_plain_line(command, tmp_path, arguments, messa
     got, _, err = command(*arguments)
     assert got == code and message in err and "Traceback" not in err
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("rate", [0, -3, float("nan")])
+def test_a_rate_that_is_none_is_refused_from_python_too(tmp_path, rate):
+    with pytest.raises(ConfigError, match=rf"--fps {rate}: frames per second are above 0"):
+        Clip(tmp_path / "clip.mp4", rate)
 
 
 def test_all_mistakes_are_told_at_once(command):

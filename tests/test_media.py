@@ -1,6 +1,7 @@
 """Video and pictures in and out: sizes, colours, times, sound and rotation survive; bad files are named."""
 
 import math
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -205,6 +206,14 @@ def test_an_unwritable_place_is_named_and_a_failed_write_leaves_no_file(tmp_path
         writer.write(moving()[0])
         writer.write(moving(1, 20, 20)[0])
     assert not (tmp_path / "b.mp4").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_disk_that_fills_up_while_a_clip_is_written_is_told_in_plain_words(tmp_path):
+    (tmp_path / "a.mp4").symlink_to("/dev/full")
+    with pytest.raises(IveditError, match=r"cannot write .*a\.mp4: No space left on device"):
+        write_video(tmp_path / "a.mp4", moving(), 10)
+    assert not (tmp_path / "a.mp4").is_symlink()
 
 
 def test_pictures_come_upright_and_on_white(tmp_path):

@@ -67,6 +67,12 @@ class BackboneSpec:
         """Heights and widths in pixels must divide by it: a token's side, and 16 as diffusers' Wan pipelines ask."""
         return math.lcm(16, self.space_factor * self.patch[1], self.space_factor * self.patch[2])
 
+    def nearest_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) in pixels nearest to ``size`` that whole tokens fill: ``size`` itself where they do."""
+        near = [max(1, round(side / self.space_factor / patch)) * self.space_factor * patch
+                for side, patch in zip(size, self.patch[1:], strict=True)]  # fmt: skip
+        return near[0], near[1]
+
     def shapes(self) -> dict[str, Any]:
         """What an editor's weights depend on: stored beside them and compared on load."""
         return {
