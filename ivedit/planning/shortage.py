@@ -189,7 +189,8 @@ def _with_editor(cfg: Any, file: Path) -> Any:
 
 def _resumes(settings: str) -> bool:
     keys = [part.partition("=")[0] for part in settings.split()]
-    return all(key in RESUME_MAY_CHANGE for key in keys)
+    # More GPUs than the checkpoint was made with are refused.
+    return all(key in RESUME_MAY_CHANGE and key != "train.devices" for key in keys)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ivedit.planning.backbones import backbone_configs
 from ivedit.planning.estimate import Planner
 from ivedit.planning.gpus import chosen_gpu
 from ivedit.planning.report import gibibytes
-from ivedit.planning.shortage import MemoryShortage, shortage_told
+from ivedit.planning.shortage import MemoryShortage, _resumes, shortage_told
 from ivedit.run import main as run
 from tests.backbone.tiny import save_pipeline
 
@@ -214,3 +214,8 @@ def test_a_plan_that_cannot_be_made_does_not_hide_the_shortage():
     with pytest.raises(MemoryShortage) as caught, shortage_told(cfg):
         raise torch.OutOfMemoryError(TOLD)
     assert "no plan can be made" in caught.value.advice() and "nowhere" in caught.value.advice()
+
+
+def test_resume_is_not_said_to_take_more_gpus_than_its_checkpoint_has():
+    assert _resumes("train.strategy=fsdp") and _resumes("train.compile=on")
+    assert not _resumes("train.strategy=fsdp train.devices=2") and not _resumes("editor.width=8")
