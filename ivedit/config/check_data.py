@@ -23,7 +23,10 @@ def _folder_needs_a_path(c: Config) -> Iterator[str]:
     if c.data.reader == "folder" and not c.data.path:
         yield "the folder reader needs data.path=FOLDER, the directory with the table and the images"
     if c.data.reader == "folder" and c.data.path and not Path(c.data.path).expanduser().is_dir():
-        yield f"{c.data.path} is not a directory"
+        path = Path(c.data.path)
+        yield f"{c.data.path} is not a directory" + (
+            f"; write data.path={path.parent} data.table={path.name}" if path.expanduser().is_file() else ""
+        )
     if c.data.reader == "sprites" and c.data.path:
         yield "sprites are drawn, not read; set data.reader=folder or leave data.path out"
 

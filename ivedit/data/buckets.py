@@ -84,9 +84,9 @@ class Buckets:
                 found[members] = members[kept[np.searchsorted(kept, np.arange(len(members))) % len(kept)]]
         return found
 
-    def announce(self, split: str) -> None:
-        """Say how many pairs each size has."""
-        if len(self.sizes) > 1:
+    def announce(self, split: str, *, asked: bool) -> None:
+        """Say how many pairs each size has, where sizes were asked for: of `auto:` there may be one alone."""
+        if asked:
             shown = ", ".join(f"{name} {count:,}" for name, count in self.counts().items() if count)
             log.info("%s pairs by size (height x width): %s", split, shown)
 

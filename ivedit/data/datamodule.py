@@ -117,8 +117,7 @@ class PairDataModule(L.LightningDataModule):
         """
         if self._splits:
             return
-        self._empty = self._encode([""])
-        device = self._device = self._device or self._empty.device
+        device = self._place()
         cached = self.cfg.data.cache != "none"
         # Without a cache, loader processes make the pixels, and they must not touch the GPU.
         making = device if cached or self.cfg.data.workers == 0 else torch.device("cpu")
@@ -141,8 +140,11 @@ class PairDataModule(L.LightningDataModule):
                 f"data.validation_pairs: {self.world} devices need at least as many validation pairs{each}"
             )
         for name, split in splits.items():
-            split.buckets.announce(name)
+            split.buckets.announce(name, asked=bool(self.cfg.data.buckets))
         splits["train"].buckets.check_filled(self.cfg.train.batch_size, self.world)
+        # Only now: a table without its columns is told before 11 GB of text encoder are read.
+        if self._empty is None:
+            self._empty = self._encode([""])
         if cached:
             filler = Filler(
                 self.cfg, self.encoder_fingerprint, self._encode, self._encode_images,
@@ -151,6 +153,13 @@ class PairDataModule(L.LightningDataModule):
             )
             self._latents, self._texts = filler.fill(splits)
         self._splits = splits
+
+    def _place(self) -> torch.device:
+        """Where batches are made; where nobody has said, it is where the encoder's states are."""
+        if self._device is None:
+            self._empty = self._encode([""])
+            self._device = self._empty.device
+        return self._device
 
     def _split(self, name: str) -> Split:
         if not self._splits:

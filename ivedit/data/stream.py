@@ -65,8 +65,7 @@ class StreamDataModule(PairDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._splits:
             return
-        self._empty = self._encode([""])
-        self._device = self._device or self._empty.device
+        self._place()
         data, plan = self.cfg.data, set_plan(self.cfg)
         files = find_files(plan, plan.split)
         if files.kind == "table":
@@ -98,6 +97,8 @@ class StreamDataModule(PairDataModule):
         words = Words(reader, self.cfg.text, 0.0, training=False)
         buckets = sort_pairs(reader, self.cfg, self._multiple, show=self.rank == 0)
         guard = BadShare(len(reader), data.bad_share, "val")
+        if self._empty is None:  # only now: what is wrong with the set is told before the text encoder is read
+            self._empty = self._encode([""])
         self._splits = {"val": Split(reader, words, guard, buckets, np.arange(len(reader), dtype=np.int64))}
         self._guard = BadShare(self._pairs, data.bad_share, "train")
         self._starts = {}

@@ -19,6 +19,10 @@ REFUSED = {
     "sprites that are not square": (["data.height=128"], "sprites are square"),
     "name with a slash": (["name=a/b"], "names a folder"),
     "folder without path": (["data.reader=folder"], "needs data.path=FOLDER"),
+    "a table for a folder": (
+        ["data.reader=folder", f"data.path={__file__}"],
+        f"is not a directory; write data.path={Path(__file__).parent} data.table=test_check.py",
+    ),
     "folder that is not there": (["data.reader=folder", "data.path=nowhere"], "nowhere is not a directory"),
     "folder without its table": (["data.reader=folder", "data.path=."], "no such table"),
     "path for sprites": (["data.path=."], "sprites are drawn, not read"),

@@ -283,6 +283,12 @@ def test_a_size_too_rare_for_a_batch_is_named_with_the_fix(tmp_path, caplog):
         _module(cfg).setup()
 
 
+def test_a_ladder_of_a_single_size_is_told(mixed, caplog):
+    with caplog.at_level(logging.INFO, "ivedit"):
+        _module(_config(mixed, buckets=["auto:64x64"])).setup()
+    assert "train pairs by size (height x width): 64x64 " in caplog.text
+
+
 def test_sizes_are_read_once_and_again_only_where_a_file_changed(mixed, tmp_path, monkeypatch):
     cfg = _config(mixed, cache="disk", cache_dir=str(tmp_path / "cache"))
     opened = []

@@ -262,6 +262,13 @@ def test_too_few_pairs_for_a_batch_are_refused(config):
         module.setup()
 
 
+def test_a_table_without_its_columns_is_told_before_a_text_encoder_is_read(photos):
+    encoders, cfg = ToyEncoders(), photos.config(columns={"source": "before"})
+    with pytest.raises(ConfigError, match=r"data\.columns\.source: .* has no column 'before'"):
+        _module(cfg, encoders, device="cpu").setup()
+    assert encoders.texts == []
+
+
 def test_inference_mode_in_an_encoder_does_not_spoil_training(config):
     class Inference(ToyEncoders):
         @torch.inference_mode()
