@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +86,8 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
             # The parser below would take surplus cells for an index and shift the columns, or fill missing ones.
             ragged = [str(lines.line_num) for cells in lines if cells and len(cells) != len(header)]
     except (OSError, csv.Error, UnicodeError) as problem:
-        raise ConfigError(f"data.table: {path.name!r} cannot be read: {problem}") from None
+        fix = "; save it as UTF-8" if isinstance(problem, UnicodeError) else ""
+        raise ConfigError(f"data.table: {path.name!r} cannot be read: {problem}{fix}") from None
     if ragged:
         raise ConfigError(
             f"data.table: {path.name!r} has {len(header)} columns, but another number of cells in line {some(ragged)} "
@@ -121,12 +124,30 @@ def literal(path: Path) -> str:
 
 
 def _rows(load: Any, path: Path) -> list[dict[str, Any]]:
+    parsers = logging.getLogger("datasets.packaged_modules")  # they log what they raise, as a second error
+    level = parsers.level
+    parsers.setLevel(logging.CRITICAL)
     try:
         return [dict(row) for row in load()]
     except Exception as problem:  # `datasets` wraps parser errors in many types of its own
         cause = problem.__cause__ or problem
         first = (str(cause).splitlines() or [type(cause).__name__])[0]
+        if path.suffix.lower() in (".jsonl", ".ndjson") and (line := _broken_line(path)):
+            first = re.sub(r" in row \d+$", "", first) + f" (line {line})"  # the parser's rows start anew in each block
         raise ConfigError(f"data.table: {path.name!r} cannot be read: {first}") from problem
+    finally:
+        parsers.setLevel(level)
+
+
+def _broken_line(path: Path) -> int | None:
+    """The first line of a JSONL file that is no JSON, from 1."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                json.loads(line.strip() or "null")
+            except ValueError:
+                return number
+    return None
 
 
 def column_names(there: Iterable[str], columns: dict[str, str], table: str) -> dict[str, str]:

@@ -1,3 +1,4 @@
+import logging
 import os
 from pathlib import Path
 
@@ -100,18 +101,25 @@ def test_an_absolute_path_inside_the_folder_is_fine(folder):
         ("t.csv", "id,source,target,instruction\n1,a,b,c\n1,a,b,d\n", "repeats the id 1"),
         ("t.csv", "id,source,target,instruction\n1,a,b,c,d,e\n2,a,b,c\n\n3,a,b\n", "4 columns.*in line 2, 5"),
         ("t.csv", 'id,source,target,instruction\n1,a,b,"c\n', "cannot be read"),
-        ("t.csv", b"id,source,target,instruction\n1,a,b,\xff\xfe\n", "cannot be read"),
+        ("t.csv", b"id,source,target,instruction\n1,a,b,\xff\xfe\n", "save it as UTF-8"),
         ("t.jsonl", '{"id": 1, "source": \n', "cannot be read"),
+        ("t.jsonl", '{"id": 1}\n\n{"id": 2}\n{no\n', r"cannot be read: .* \(line 4\)"),
         ("t.txt", "x", "must end in"),
         ("../t.csv", "x", "leads out"),
         ("none.csv", None, "there is no file"),
     ],
 )
-def test_a_table_that_cannot_be_used_says_why(folder, name, content, message):
+def test_a_table_that_cannot_be_used_says_why_and_only_that(folder, name, content, message, caplog):
     if content is not None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ConfigError, match=message):
-        read_table(folder, name, {})
+    parser = logging.getLogger("datasets.packaged_modules.json.json")
+    parser.addHandler(caplog.handler)
+    try:
+        with pytest.raises(ConfigError, match=message):
+            read_table(folder, name, {})
+    finally:
+        parser.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_a_path_that_is_no_directory_is_named(tmp_path):
