@@ -271,6 +271,9 @@ class EditModule(L.LightningModule):
 
     def _update(self) -> None:
         optimizer = self.optimizers()
+        if self.sums_gradients:  # a rank may have given capturing up: where it has no gradient, others have zeros
+            for weight in self.trained_parameters():
+                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
         gradients = self.shares.gradients()
         if self.sums_gradients:
             average_gradients(gradients)
