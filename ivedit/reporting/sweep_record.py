@@ -22,13 +22,12 @@ from ivedit.reporting.records import record_of
 from ivedit.runfolder import RunFolder
 from ivedit.sweeping.folders import read_sweep
 from ivedit.sweeping.plan import FINAL, TUNE
-from ivedit.sweeping.spec import SlotResult, Stage, Sweep
+from ivedit.sweeping.spec import COMPARED, SlotResult, Stage, Sweep
 
 __all__ = ["METRICS", "clip_values", "read_sweep_record", "record_of_folder", "record_of_runs", "run_folders"]
 
 VERSION = 1
-METRICS = ("success", "edited_psnr", "kept_psnr")
-"""What a sweep's table compares; success first."""
+METRICS = COMPARED
 
 Flops = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Counts the FLOPs of a run's configuration; ``{"skipped": reason}`` where that is impossible."""

@@ -144,7 +144,10 @@ def grid_faults(
         problems += [f"{label}: {fault}" for fault in _run_faults(config, given, objectives)]
         content = show({k: v for k, v in to_dict(config).items() if k not in ("name", "summary")})
         if content in seen:
-            problems.append(f"arms {seen[content]} and {arm.name} are the same run ({given.source('arms')})")
+            problems.append(
+                f"arms {seen[content]} and {arm.name} are the same run ({given.source('arms')}); leave one out, or "
+                "give it a setting of its own"
+            )
         seen.setdefault(content, arm.name)
         if tune is not None:
             problems += _tune_faults(runs, label, arguments, tune, given)

@@ -109,7 +109,8 @@ STRUCTURES = {
     ),
     "tune.objective": ("dict", "Grid: what the choice goes by, {METRIC: DIRECTION}; default: the first objective."),
     "claims": (
-        "list", "Grid: the family of claims that the report tests, {better: ARM, than: ARM}, metric: if not success.",
+        "list", "Grid: the family of claims that the report tests, {better: ARM, than: ARM}; metric: edited_psnr or "
+        "kept_psnr, if not success.",
     ),
     "space": (
         "dict",

@@ -21,12 +21,15 @@ from typing import Any, Literal
 from ivedit.config.fields import show
 
 __all__ = [
-    "Arm", "Cell", "Choice", "Comparison", "Objective", "PriorStudy", "PrunerSpec", "Range", "SamplerSpec",
+    "COMPARED", "Arm", "Cell", "Choice", "Comparison", "Objective", "PriorStudy", "PrunerSpec", "Range", "SamplerSpec",
     "SlotResult", "Stage", "Sweep", "Tune", "changed_message", "changes", "definition_hash",
 ]  # fmt: skip
 
 Direction = Literal["maximize", "minimize"]
 State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"]
+
+COMPARED = ("success", "edited_psnr", "kept_psnr")
+"""What a grid's report compares, and so what a claim can be about; success first."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A claim of the declared family: arm ``better`` has more ``metric`` than arm ``than``."""
+    """A claim of the declared family: arm ``better`` has more ``metric`` (of `COMPARED`) than arm ``than``."""
 
     better: str
     than: str

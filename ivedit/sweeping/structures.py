@@ -14,7 +14,7 @@ from ivedit.config.fields import show
 from ivedit.config.layers import Layer
 from ivedit.errors import ConfigError
 from ivedit.sweeping.parse import Entry, arguments_of
-from ivedit.sweeping.spec import Arm, Comparison, Objective
+from ivedit.sweeping.spec import COMPARED, Arm, Comparison, Objective
 
 __all__ = ["arms", "claims", "experiment_file", "layer_of", "objectives", "seeds", "settings"]
 
@@ -139,7 +139,7 @@ def objectives(key: str, entry: Entry, problems: list[str]) -> tuple[Objective, 
 
 
 def claims(entry: Entry, names: list[str], problems: list[str]) -> tuple[Comparison, ...]:
-    """The declared family: ``{better: ARM, than: ARM}`` each, with ``metric`` if it is not success."""
+    """The declared family: ``{better: ARM, than: ARM}`` each, with ``metric`` (of `COMPARED`) if it is not success."""
     if not isinstance(entry.value, list):
         problems.append(
             f"claims: {show(entry.value)} is no list ({entry.source}); write claims: [{{better: ARM, than: ARM}}]"
@@ -154,6 +154,11 @@ def claims(entry: Entry, names: list[str], problems: list[str]) -> tuple[Compari
         for name in (claim.better, claim.than):
             if name not in names:
                 problems.append(f"claims: there is no arm {name!r} ({entry.source}); arms: {', '.join(names)}")
+        if claim.metric not in COMPARED:
+            problems.append(
+                f"claims: metric: {claim.metric} is not one of {', '.join(COMPARED)}, which the report compares "
+                f"({entry.source})"
+            )
         if claim.better == claim.than:
             problems.append(f"claims: {claim.better!r} is compared with itself ({entry.source})")
         if claim in found:

@@ -89,6 +89,10 @@ REFUSED = {
     # -- claims
     "claim about no arm": (GRID + "claims: [{better: imvideoedit, than: nothing}]\n", [], "there is no arm 'nothing'"),
     "claim about itself": (GRID + "claims: [{better: imvideoedit, than: imvideoedit}]\n", [], "compared with itself"),
+    "claim about what no report compares": (
+        GRID, ["claims=[{better: imvideoedit, than: ablation_no_gate, metric: kept_ssim}]"],
+        "metric: kept_ssim is not one of success, edited_psnr, kept_psnr",
+    ),
     "claim of another form": (GRID + "claims: [imvideoedit]\n", [], "write {better: ARM, than: ARM}"),
     "claim twice": (
         GRID, ["claims=[{better: imvideoedit, than: ablation_no_gate}, {better: imvideoedit, than: ablation_no_gate}]"],
