@@ -22,6 +22,8 @@ from ivedit.config.command_line import refuse
 from ivedit.config.editor_file import read_editor_header, resolve_editor_file
 from ivedit.errors import ConfigError, IveditError
 from ivedit.filetypes import edited_suffixes, frame_files, output_problems
+from ivedit.registry import import_plugins
+from ivedit.runfolder import RunFolder, is_run_folder
 
 if TYPE_CHECKING:
     from ivedit.editing import Clip, EditOptions
@@ -65,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = _check(given)
         editor = resolve_editor_file(given.editor)
         read_editor_header(editor)
+        if is_run_folder(given.editor):  # its variant may be one of a plugin, as when it was trained
+            import_plugins(RunFolder(given.editor).config().get("plugins") or ())
         from ivedit.editing import Clip, edit_file, editor_settings, options_for
 
         settings = editor_settings(editor)

@@ -229,7 +229,7 @@ def _judge_layer(path: Path) -> Layer:
 
 
 def _plugins(cfg: Config) -> None:
-    from ivedit.run import import_plugins
+    from ivedit.registry import import_plugins
 
     import_plugins(cfg.plugins)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ivedit.errors import ConfigError, or_nearest
+from ivedit.errors import ConfigError, nearest
 
 __all__ = ["BASE", "QUICKSTART", "SWEEPS", "Shelf", "find", "folder", "names", "shown"]
 
@@ -58,9 +58,10 @@ class Shelf:
         path = self.folder() / f"{reference}.yaml"
         if reference in self.hidden or (reference and path.is_file()):
             return path
-        hint = or_nearest(reference, self.names())
+        near = nearest(reference, self.names())
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ConfigError(
-            f"{self.what} {reference!r} is not known: {hint} `--help` lists all; ./FILE.yaml is one of yours"
+            f"{self.what} {reference!r} is not known; {hint}`--help` lists all; ./FILE.yaml is one of yours"
         )
 
 

@@ -6,12 +6,17 @@ registry is why no code asks ``if variant == ...``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ivedit.errors import ConfigError, or_nearest
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "import_plugins"]
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -45,7 +50,7 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """The object called ``name``; ConfigError with the nearest names when there is none."""
         if name not in self._objects:
-            raise ConfigError(f"{self.kind} {name!r} is not known: {or_nearest(name, self._objects)}")
+            raise ConfigError(f"{self.kind} {name!r} is not known; {or_nearest(name, self._objects)}")
         return self._objects[name]
 
     def info(self, name: str) -> dict[str, Any]:
@@ -64,3 +69,36 @@ class Registry(Generic[T]):
 def _identity(item: object) -> str:
     module, name = getattr(item, "__module__", None), getattr(item, "__qualname__", None)
     return f"{module}.{name}" if module and name else repr(item)
+
+
+def import_plugins(modules: Iterable[str]) -> None:
+    """Import the modules that register variants, readers, metrics and tasks; the working directory is searched too.
+
+    Raises:
+        ConfigError: modules that cannot be imported, one line each, with the line of the plugin that failed.
+    """
+    modules = list(modules)
+    if modules and "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    problems = []
+    for name in modules:
+        stem = name.removesuffix(".py").strip("./").replace("/", ".")
+        if stem != name:
+            problems.append(f"plugins: {name} is a file, not a module's name; write plugins=[{stem}]")
+            continue
+        try:
+            importlib.import_module(name)
+        except ConfigError as error:
+            problems += error.problems
+        except Exception as error:
+            problems.append(f"plugins: importing {name} failed: {_why(name, error)}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _why(module: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+        return f"there is no module {error.name} in {os.getcwd()} or on the Python path (PYTHONPATH adds a folder)"
+    said = f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0]}"
+    own = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).stem == module.rpartition(".")[2]]
+    return f"{said} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else said

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivedit.config.command_line import refuse
 from ivedit.errors import ConfigError, IveditError
+from ivedit.registry import import_plugins
 from ivedit.reporting.records import SWEEP_PREFIX, NothingToReport, load_records, open_run, record_name
 from ivedit.reporting.run_table import format_records
 from ivedit.runfolder import write_json_atomic, write_text_atomic
@@ -240,7 +241,8 @@ def count_arm(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if config.get("init_from"):
         return {"skipped": "not counted (the editor is that of init_from, not of the configuration)"}
     try:
-        return count_flops(from_dict({**config, "resume": None, "plugins": []}))
+        import_plugins(config.get("plugins") or ())
+        return count_flops(from_dict({**config, "resume": None}))
     except IveditError as error:
         return {"skipped": f"not counted ({str(error).splitlines()[0]})"}
 

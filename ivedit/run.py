@@ -8,7 +8,6 @@ sweep), 1 the run failed, 2 it could not start as configured, 130 interrupted.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import shlex
@@ -18,12 +17,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ivedit.config import rules
 from ivedit.config.command_line import refuse, show, split_options
 from ivedit.config.compose import Composed, compose, to_yaml
 from ivedit.config.help import OPTIONS, explain, help_text
-from ivedit.config.rules import TASKS as PACKAGE_TASKS
 from ivedit.errors import ConfigError, IveditError, Stopped
 from ivedit.ranks import check_ranks, failure_told, find_ranks, join, leave, start, tell_failure, told_last
+from ivedit.registry import import_plugins
 from ivedit.sweeping.orphans import PARENT_VARIABLE, die_with_parent
 from ivedit.tasks import TASKS
 from ivedit.vigil import Vigil
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ivedit.recording import Tracker
     from ivedit.runfolder import RunFolder
 
-__all__ = ["import_plugins", "main", "run_config"]
+__all__ = ["main", "run_config"]
 
 log = logging.getLogger("ivedit.run")
 
@@ -80,7 +80,7 @@ def _described(composed: Composed) -> str:
 def _plan(cfg: Config, options: Mapping[str, str]) -> int:
     """Print what the run would need; the GPU, if there is one, is neither used nor waited for."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    import_plugins(cfg.plugins)
+    _import_plugins(cfg)
     from ivedit.planning.command import plan
 
     return show(plan(cfg, options.get("--plan", ""), options.get("--plan-json")))
@@ -98,7 +98,7 @@ def run_config(cfg: Config, arguments: Sequence[str] | None = None) -> int:
     ranks = find_ranks()
     first = ranks.rank == 0
     try:
-        import_plugins(cfg.plugins)
+        _import_plugins(cfg)
         check_ranks(cfg.train, ranks)
         run = open_folder(cfg, ranks)
     except ConfigError as error:
@@ -120,20 +120,19 @@ def _refuse(error: ConfigError) -> int:
     return refuse(error) if find_ranks().local == 0 else 2
 
 
-def import_plugins(modules: list[str]) -> None:
-    """Import the modules that register variants, readers and metrics; the working directory is searched too."""
-    if modules and "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    problems = []
-    for name in modules:
-        try:
-            importlib.import_module(name)
-        except ConfigError as error:
-            problems += error.problems
-        except Exception as error:
-            problems.append(f"plugins: importing {name} failed: {_one_line(error)}")
-    if problems:
-        raise ConfigError(problems)
+def _import_plugins(cfg: Config) -> None:
+    """Import the plugins; ConfigError where they do not register a name that the configuration's check left to them."""
+    import_plugins(cfg.plugins)
+    if cfg.task not in rules.TASKS:
+        TASKS.get(cfg.task)
+    if cfg.editor.variant not in rules.VARIANTS:
+        from ivedit.editor import VARIANTS
+
+        VARIANTS.get(cfg.editor.variant)
+    if cfg.data.reader not in rules.READERS:
+        from ivedit.data.record import find_reader
+
+        find_reader(cfg.data.reader)
 
 
 @contextlib.contextmanager
@@ -244,7 +243,7 @@ def _interrupts_as_one_exception() -> Iterator[None]:
 
 
 def _task(cfg: Config) -> Callable[[Config, RunFolder, Tracker], None]:
-    if cfg.task in PACKAGE_TASKS:
+    if cfg.task in rules.TASKS:
         return _edit if cfg.task == "edit" else _pretrain
     return TASKS.get(cfg.task)
 

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivedit import edit, editing
+from ivedit.config import load
 from ivedit.config.schema import EditorConfig
 from ivedit.editing import Clip, EditOptions, edit_file, editor_settings, options_for
 from ivedit.editor import build_editor, save_editor
 from ivedit.errors import ConfigError
 from ivedit.media import VideoReader, VideoWriter, read_image, read_video, to_pil, write_video
 from ivedit.pipeline import IVEditPipeline
+from ivedit.runfolder import RunFolder
 from tests.backbone.tiny import save_pipeline, tiny_backbone
 from tests.test_media import film_with_sound, moving, sound_of
 
@@ -402,3 +404,19 @@ def test_help_teaches_and_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
     assert "examples:" in done.stdout and "make the red circle blue" in done.stdout
+
+
+def test_the_plugins_of_an_editors_run_are_imported_before_its_editor_is_loaded(
+    command, editor_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "plugin_of_a_run.py").write_text("raise ZeroDivisionError('oh')\n")
+    run = RunFolder(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    run.write_config(load("quickstart", "plugins=[plugin_of_a_run]"))
+    (run.path / "status.json").write_text("{}")
+    (run.checkpoints / "editor.safetensors").write_bytes(editor_file.read_bytes())
+    write_video(tmp_path / "clip.mp4", moving(5), 8)
+    code, _, err = command("clip.mp4", "make it red", editor=run.path)
+    assert code == 2
+    assert "plugins: importing plugin_of_a_run failed: ZeroDivisionError: oh" in err

@@ -24,7 +24,7 @@ def test_a_registered_object_is_found_with_what_was_said_about_it():
 def test_an_unknown_name_is_answered_with_the_nearest():
     shapes: Registry[type] = Registry("shape")
     shapes.register("circle")(int)
-    with pytest.raises(ConfigError, match=r"shape 'cirle' is not known: did you mean circle\?"):
+    with pytest.raises(ConfigError, match=r"shape 'cirle' is not known; did you mean circle\?"):
         shapes.get("cirle")
     with pytest.raises(ConfigError, match="known: circle"):
         shapes.get("zzz")

@@ -35,7 +35,7 @@ def split_options(
         if not name.startswith("-"):
             settings.append(argument)
         elif name not in known:
-            raise ConfigError(f"option {name} is not known: {or_nearest(name, known)}")
+            raise ConfigError(f"option {name} is not known; {or_nearest(name, known)}")
         elif known[name].startswith("["):
             stands_alone = not rest or rest[0].startswith("-") or "=" in rest[0]
             found[name] = value if equals or stands_alone else rest.pop(0)

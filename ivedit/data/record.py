@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ivedit.config import Config
 
 __all__ = [
-    "BadRecord", "PairReader", "PairRecord", "PairTexts", "PixelBatch", "as_float", "build_reader", "readers",
-    "register_reader",
+    "BadRecord", "PairReader", "PairRecord", "PairTexts", "PixelBatch", "as_float", "build_reader", "find_reader",
+    "readers", "register_reader",
 ]
 
 
@@ -249,6 +249,11 @@ def build_reader(cfg: Config, split: str, *, device: Any = "cpu") -> PairReader:
     Raises:
         ConfigError: no such reader, or it cannot work with this configuration.
     """
+    return find_reader(cfg.data.reader)(cfg, split, device=device)
+
+
+def find_reader(name: str) -> Callable[..., PairReader]:
+    """The entry of the table of readers called ``name``; ConfigError when there is none."""
     from ivedit.data import folder, sets, sprites  # noqa: F401  (they register themselves)
 
-    return readers.get(cfg.data.reader)(cfg, split, device=device)
+    return readers.get(name)

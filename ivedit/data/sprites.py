@@ -65,7 +65,7 @@ class SpritesReader(PairReader):
     ) -> None:
         super().__init__(seed=seed, flip=flip)
         problems = [
-            f"data.operations: {name!r} is not known: {or_nearest(name, world.OPERATIONS)}"
+            f"data.operations: {name!r} is not known; {or_nearest(name, world.OPERATIONS)}"
             for name in operations
             if name not in world.OPERATIONS
         ]

@@ -12,9 +12,9 @@ import torch
 from ivedit.backbone import Backbone, BackboneSpec
 from ivedit.backbone.published import published, published_names
 from ivedit.config.schema import EditorConfig
-from ivedit.editor.base import Editor
+from ivedit.editor.base import Editor, parameter_count
 from ivedit.editor.registry import VARIANTS
-from ivedit.errors import ConfigError, or_nearest
+from ivedit.errors import ConfigError, IveditError, or_nearest
 
 __all__ = ["build_editor", "count_weights", "editor_config"]
 
@@ -52,12 +52,19 @@ def build_editor(config: Any, backbone: Backbone, *, seed: int = 0) -> Editor:
 
     Raises:
         ConfigError: unknown variant or key, or a setting that the backbone's shapes do not allow.
+        IveditError: a variant that miscounts its own weights.
     """
     resolved = editor_config(config)
     variant = VARIANTS.get(resolved["variant"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         editor = variant(resolved, backbone)
+    said, made = variant.expected_parameters(resolved, backbone.spec), parameter_count(editor)
+    if said != made:
+        raise IveditError(
+            f"editor.variant {resolved['variant']!r} has {made} weights and says {said}, by which match_parameters and "
+            "the plan of a run go: correct its expected_parameters (with a TwoStreamEditor, its path_size)"
+        )
     return editor.to(backbone.device)
 
 

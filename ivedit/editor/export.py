@@ -31,6 +31,7 @@ from ivedit.config.editor_file import (
 )
 from ivedit.editor.base import Editor
 from ivedit.editor.build import build_editor
+from ivedit.editor.registry import VARIANTS
 from ivedit.errors import ConfigError, IveditError
 
 __all__ = [
@@ -134,7 +135,7 @@ def check_editor(path: str | Path, spec: BackboneSpec) -> dict[str, Any]:
     """The header of an editor that fits a backbone of these shapes; reads no weight of either.
 
     Raises:
-        IveditError: not an editor file, or a backbone of other shapes.
+        IveditError: not an editor file, a backbone of other shapes, or a variant of a plugin that is not imported.
     """
     path = resolve_editor_file(path)
     header = read_editor_header(path)
@@ -144,6 +145,12 @@ def check_editor(path: str | Path, spec: BackboneSpec) -> dict[str, Any]:
         raise IveditError(
             f"{path} was trained on a backbone of other shapes{_trained_on(header)}: {', '.join(differing)}. Load that "
             "backbone"
+        )
+    variant = header["config"]["variant"]
+    if variant not in VARIANTS:
+        raise IveditError(
+            f"{path} is an editor of variant {variant!r}, which nothing here registers: import its module first (for a "
+            f"run or an evaluation: plugins=[MODULE]); known: {', '.join(VARIANTS.names())}"
         )
     return header
 

@@ -16,8 +16,22 @@ VARIANTS: Registry[type[Editor]] = Registry("editor.variant")
 
 
 def register(name: str) -> Callable[[type[Editor]], type[Editor]]:
-    """Class decorator that files an `Editor` under `name`; `ValueError` when the name is taken."""
-    return VARIANTS.register(name)
+    """Class decorator that files an `Editor` under `name`.
+
+    Raises:
+        ValueError: the name is taken.
+        TypeError: what is decorated is no subclass of `Editor`.
+    """
+    from ivedit.editor.base import Editor
+
+    file = VARIANTS.register(name)
+
+    def add(variant: type[Editor]) -> type[Editor]:
+        if not (isinstance(variant, type) and issubclass(variant, Editor)):
+            raise TypeError(f"editor.variant {name!r}: {variant!r} is no subclass of ivedit.editor.Editor")
+        return file(variant)
+
+    return add
 
 
 def variant_names() -> list[str]:

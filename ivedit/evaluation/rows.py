@@ -53,7 +53,7 @@ def build_rows(cfg: Config, backbone: Any, editors: Mapping[str, Any]) -> list[R
         ConfigError: an unknown control, a control's name on an editor, or `still_clip` without an editor.
     """
     problems = [
-        f"evaluation.controls: {name!r} is not known: {or_nearest(name, CONTROLS)}"
+        f"evaluation.controls: {name!r} is not known; {or_nearest(name, CONTROLS)}"
         for name in cfg.evaluation.controls
         if name not in CONTROLS
     ]

@@ -54,7 +54,7 @@ def read_set(where: str) -> list[SetClip]:
     if not equals or not place:
         raise ConfigError(f"--set {where}: write NAME=PATH, with NAME one of {', '.join(SETS)}")
     if name not in SETS:
-        raise ConfigError(f"--set {name} is not known: {or_nearest(name, SETS)}")
+        raise ConfigError(f"--set {name} is not known; {or_nearest(name, SETS)}")
     folder = Path(place).expanduser().resolve()
     if not folder.exists():
         raise ConfigError(f"--set {where}: {place} does not exist")

@@ -162,7 +162,7 @@ def get_metric(name: str) -> Metric:
 
     known = {**METRICS, OPENVE.name: OPENVE}
     if name not in known:
-        raise ConfigError(f"judge metric {name!r} is not known: {or_nearest(name, known)}")
+        raise ConfigError(f"judge metric {name!r} is not known; {or_nearest(name, known)}")
     return known[name]
 
 

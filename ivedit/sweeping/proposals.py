@@ -56,7 +56,7 @@ def check_options(kind: str, name: str, options: Mapping[str, Any]) -> list[str]
     """
     known = SAMPLERS if kind == "sampler" else PRUNERS
     if name not in known:
-        return [f"{kind}.name={name} is not known: {or_nearest(name, known)}"]
+        return [f"{kind}.name={name} is not known; {or_nearest(name, known)}"]
     taken = _parameters(known[name])
     wrong = [f"{kind}.options.{key}: {name} {_takes(key, taken)}" for key in options if key not in taken]
     if wrong:

@@ -90,7 +90,8 @@ def test_explain_a_group_explains_each_of_its_settings(capsys: pytest.CaptureFix
         (["--explain"], "--explain needs the name of a setting"),
         (["--explain", "train.learning"], "there is no such setting"),
         (["--print-confg"], "did you mean --print-config?"),
-        (["plugins=[no.such.module]", "experiment=quickstart"], "importing no.such.module failed"),
+        (["plugins=[no.such.module]", "experiment=quickstart"], "no.such.module failed: there is no module no in"),
+        (["plugins=[./my_edits.py]"], "./my_edits.py is a file, not a module's name; write plugins=[my_edits]"),
     ],
 )
 def test_bad_input_is_one_plain_error_and_exit_code_2(
@@ -111,4 +112,26 @@ def test_a_plugin_from_the_working_directory_that_breaks_is_named(
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "broken_plugin_module.py").write_text("raise ZeroDivisionError('oh')\n")
     assert main(["plugins=[broken_plugin_module]"]) == 2
-    assert "importing broken_plugin_module failed: ZeroDivisionError: oh" in capsys.readouterr().err
+    told = "importing broken_plugin_module failed: ZeroDivisionError: oh (broken_plugin_module.py, line 1)"
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "part"),
+    [
+        ("editor.variant=predict_updat", "editor.variant 'predict_updat' is not known; did you mean predict_update"),
+        ("data.reader=sprits", "data reader 'sprits' is not known; did you mean sprites?"),
+        ("task=cont", "task 'cont' is not known; did you mean count?"),
+    ],
+)
+def test_a_name_that_the_plugins_do_not_register_is_refused_before_a_run_folder_is_made(
+    setting: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "counting_plugin.py").write_text(
+        "from ivedit.tasks import register\n\n@register('count')\ndef count(cfg, run, tracker):\n    pass\n"
+    )
+    assert main(["plugins=[counting_plugin]", "data.operations=[]", setting]) == 2
+    assert part in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

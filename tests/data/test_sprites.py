@@ -68,7 +68,7 @@ def test_other_sizes_are_drawn_at_that_size(config):
 
 
 def test_an_unknown_operation_names_the_nearest(config):
-    with pytest.raises(ConfigError, match="'recolor' is not known: did you mean recolour"):
+    with pytest.raises(ConfigError, match="'recolor' is not known; did you mean recolour"):
         build_reader(config(operations=["recolor"]), "train")
 
 

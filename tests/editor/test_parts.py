@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from ivedit.backbone import BackboneSpec
 from ivedit.backbone.blocks import rotate
+from ivedit.config import load
 from ivedit.config.schema import EditorConfig
 from ivedit.editor import (
     VARIANTS,
     EditText,
     build_editor,
+    check_editors,
     editor_config,
     load_editor,
     parameter_count,
@@ -234,6 +236,39 @@ def test_plugins_register_variants_of_their_own(backbone, monkeypatch):
     assert isinstance(build_editor({"variant": "test_only_variant"}, backbone), Mine)
     with pytest.raises(ValueError, match="already registered"):
         register("predict_update")(Mine)
+    with pytest.raises(TypeError, match=r"'no_editor': .* is no subclass of"):
+        register("no_editor")(dict)
+
+
+def test_a_variant_that_miscounts_its_weights_is_refused_when_it_is_built(backbone, monkeypatch):
+    monkeypatch.setattr(VARIANTS, "_objects", dict(VARIANTS._objects))
+
+    @register("test_only_miscounting")
+    class Miscounting(VARIANTS.get("predict_update")):
+        """Says that its path has no weights."""
+
+        @staticmethod
+        def path_size(config, width, spec):
+            return 0
+
+    with pytest.raises(IveditError, match=r"weights and says .* correct its expected_parameters"):
+        build_editor({"variant": "test_only_miscounting"}, backbone)
+
+
+def test_a_file_of_a_variant_that_nothing_registers_is_refused_before_its_weights_are_read(
+    backbone, monkeypatch, tmp_path
+):
+    with monkeypatch.context() as imported:
+        imported.setattr(VARIANTS, "_objects", dict(VARIANTS._objects))
+
+        @register("test_only_forgotten")
+        class Forgotten(VARIANTS.get("predict_update")):
+            """Of a plugin."""
+
+        file = save_editor(tmp_path / "a.safetensors", build_editor({"variant": "test_only_forgotten"}, backbone))
+    cfg = load("imvideoedit", f"evaluation.editors.mine={file}")
+    with pytest.raises(ConfigError, match=r"editors.mine=.*'test_only_forgotten'.*import its module first"):
+        check_editors(cfg, backbone.spec)
 
 
 def test_files_tell_what_they_are_and_refuse_what_does_not_fit(backbone, tmp_path):

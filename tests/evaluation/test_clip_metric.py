@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from ivedit.config.schema import EvaluationConfig
-from ivedit.errors import ConfigError
+from ivedit.errors import ConfigError, IveditError
 from ivedit.evaluation.metrics import METRICS, ClipMetric, Reference, RegionPSNR, build_metrics, register_metric
 from ivedit.evaluation.metrics.table import metric_table
 
@@ -31,6 +31,16 @@ def test_batches_in_any_order_give_the_same_values_as_one_batch():
             parts[name].update(*batch(numbers))
         torch.testing.assert_close(whole[name].per_clip(), parts[name].per_clip(), equal_nan=True)
         torch.testing.assert_close(whole[name].compute(), parts[name].compute(), equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (3, 2, 2)])
+def test_a_measure_without_one_value_per_clip_is_refused_by_name(shape):
+    class Mean(ClipMetric):
+        def measure(self, edited, reference):
+            return edited.mean().expand(shape)
+
+    with pytest.raises(IveditError, match=r"Mean.measure gave values of shape .* for 3 clips"):
+        Mean().update(*batch([0, 1, 2]))
 
 
 def test_a_clip_that_a_distributed_sampler_repeats_counts_once():

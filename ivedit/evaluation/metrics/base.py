@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from ivedit.errors import IveditError
 from ivedit.evaluation.metrics.flow import PendingFlow, SourceFlow, source_flow
 from ivedit.registry import Registry
 
@@ -171,6 +172,7 @@ class ClipMetric(Metric):
 
         Raises:
             ValueError: ``edited`` has another shape than the reference or leaves [0, 1].
+            IveditError: `measure` gave another number of values than there are clips.
         """
         if edited.shape != reference.source.shape:
             raise ValueError(
@@ -180,7 +182,13 @@ class ClipMetric(Metric):
         if not (low >= -1e-4 and high <= 1 + 1e-4):  # also refuses NaN pixels
             raise ValueError(f"edited pixels must lie in [0, 1], got {low:.3g} to {high:.3g}")
         assert reference.clips is not None
-        self.values.append(self.measure(edited, reference).detach().to(self.device, torch.float32))
+        values = self.measure(edited, reference)
+        if values.ndim not in (1, 2) or len(values) != len(edited):
+            raise IveditError(
+                f"{type(self).__name__}.measure gave values of shape {tuple(values.shape)} for {len(edited)} clips; it "
+                f"must give one value per clip, ({len(edited)},), or one row of values, ({len(edited)}, K)"
+            )
+        self.values.append(values.detach().to(self.device, torch.float32))
         self.clips.append(reference.clips.to(self.device))
 
     def per_clip(self) -> tuple[Tensor, Tensor]:
