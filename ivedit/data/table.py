@@ -158,6 +158,8 @@ def column_names(there: Iterable[str], columns: dict[str, str], table: str) -> d
     """
     known = (*REQUIRED, *OPTIONAL)
     there = list(there)
+    if len(there) == 1 and (cut := next((mark for mark in ";\t|" if mark in there[0]), None)):
+        raise ConfigError(f"{table!r} is cut by {cut!r}, and tables are by ','; save it with commas, or as JSON Lines")
     problems = [f"data.columns: {field!r} is no field of a pair: {or_nearest(field, known)}"
                 for field in columns if field not in known]
     names: dict[str, str] = {}

@@ -66,6 +66,14 @@ def test_every_fault_of_the_columns_is_named_at_once(folder):
         assert part in text
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_table_that_is_cut_by_another_mark_than_the_comma_is_told_so(folder, mark):
+    (folder / "t.csv").write_text(mark.join(("id", "source", "target", "instruction")) + "\n")
+    with pytest.raises(ConfigError, match="save it with commas") as caught:
+        read_table(folder, "t.csv", {})
+    assert repr(mark) in str(caught.value)
+
+
 @pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "a/../../x.png", "link/x.png", "loop", "a\u0000b"])
 def test_paths_that_lead_out_of_the_folder_are_refused_by_name(folder, path):
     import json
