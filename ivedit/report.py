@@ -114,6 +114,9 @@ def _check(given: argparse.Namespace) -> None:
     if given.sweep and not (given.uri or os.environ.get("MLFLOW_TRACKING_URI")):
         problems.append("--sweep needs the store: --uri sqlite:///runs/mlflow.db, a server's address, or "
                         "MLFLOW_TRACKING_URI")  # fmt: skip
+    if given.out and given.out.suffix.lower() in (".pdf", ".png", ".svg"):
+        problems.append(f"--out {given.out}: a report is .md, .csv, .tex or .html, or a folder for all; pictures come "
+                        "with --plots FOLDER")  # fmt: skip
     if given.uri and not (given.sweep or given.imported):
         problems.append("--uri goes with --sweep or --import")
     if problems:

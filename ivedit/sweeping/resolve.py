@@ -38,7 +38,9 @@ def resolve(arguments: Sequence[str]) -> Sweep:
     named = [item.partition("=")[2] for item in arguments if item.startswith("sweep=")]
     if len(named) != 1 or not named[0]:
         known = ", ".join(experiments.SWEEPS.names())
-        raise ConfigError(f"sweep=NAME is given {len(named)} times; give it once: {known}, or ./FILE.yaml")
+        bare = next((item for item in arguments if "=" not in item), None)
+        hint = f" (write sweep={bare})" if bare and not named else ""
+        raise ConfigError(f"sweep=NAME is given {len(named)} times{hint}; give it once: {known}, or ./FILE.yaml")
     given = read(named[0], [item for item in arguments if not item.startswith("sweep=")])
     made = _Sweeping(given)
     sweep = made.grid() if given.values["kind"] == "grid" else made.search()

@@ -106,6 +106,7 @@ def test_mistakes_are_told_in_plain_lines(folder, tmp_path, capsys):
         (["--sweep", "trio"], 2, "--sweep needs the store"),
         (["--sweep", "trio", str(folder)], 2, "leave out folders"),
         ([str(folder), "--uri", "sqlite:///x.db"], 2, "--uri goes with --sweep or --import"),
+        ([str(folder), "--out", "report.pdf"], 2, "--out report.pdf: a report is .md, .csv, .tex or .html"),
         (["--sweep", "trio", "--uri", str(tmp_path)], 2, "no longer writes to plain folders"),
         ([str(tmp_path / "old.json")], 1, "no record of this version"),
         ([str(folder), "--update", str(tmp_path / "page.md")], 1, "<!-- sweep trio:start -->"),

@@ -234,3 +234,8 @@ def test_an_unknown_sweep_gets_the_nearest_names():
 def test_one_sweep_is_asked_for(arguments: list[str]):
     with pytest.raises(ConfigError, match="give it once: smoke, ablations"):
         resolve(arguments)
+
+
+def test_a_file_without_its_key_is_told_how_to_write_it():
+    with pytest.raises(ConfigError, match=r"given 0 times \(write sweep=./mine.yaml\); give it once: smoke"):
+        resolve(["./mine.yaml"])
