@@ -68,7 +68,8 @@ def test_every_fault_of_the_columns_is_named_at_once(folder):
 
 @pytest.mark.parametrize("mark", [";", "\t"])
 def test_a_table_that_is_cut_by_another_mark_than_the_comma_is_told_so(folder, mark):
-    (folder / "t.csv").write_text(mark.join(("id", "source", "target", "instruction")) + "\n")
+    rows = (("id", "source", "target", "instruction"), ("1", "a.png", "b.png", "make it red"))
+    (folder / "t.csv").write_text("".join(mark.join(row) + "\n" for row in rows))
     with pytest.raises(ConfigError, match="save it with commas") as caught:
         read_table(folder, "t.csv", {})
     assert repr(mark) in str(caught.value)
