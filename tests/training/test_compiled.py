@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 
 import pytest
@@ -62,9 +63,12 @@ def test_a_block_compiled_in_ddp_is_one_graph_whatever_the_buckets_of_gradients(
     try:
         ddp = torch.nn.parallel.DistributedDataParallel(Block(), bucket_cap_mb=1)
         ddp(torch.randn(2, 400)).sum().backward()
+        assert len(found) == 1 and all(p.grad is not None for p in ddp.parameters())
+        # Before the group: were it the last to hold it, its end would wait for the group's threads with the GIL held.
+        del ddp
+        gc.collect()
     finally:
         torch.distributed.destroy_process_group()
-    assert len(found) == 1 and all(p.grad is not None for p in ddp.parameters())
 
 
 @pytest.fixture
