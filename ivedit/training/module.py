@@ -274,12 +274,10 @@ class EditModule(L.LightningModule):
         if self.sums_gradients:  # a rank may have given capturing up: where it has no gradient, others have zeros
             for weight in self.trained_parameters():
                 weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        gradients = self.shares.gradients()
-        if self.sums_gradients:
-            average_gradients(gradients)
+            average_gradients(self.shares.gradients())
         norm = clip_and_guard(
             optimizer.optimizer,  # type: ignore[union-attr]
-            gradients,
+            self.shares.gradients(),
             self.cfg.train.clip,
             total=self.shares.total_norm,
         )
